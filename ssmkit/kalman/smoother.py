@@ -1,0 +1,113 @@
+"""The Gaussian smoother, from backward kernels.
+
+Given the filter, \\(x_t \\mid x_{t+1}, y_{1:t} \\sim N(J_t x_{t+1} + g_t, C_t)\\). The kernels do
+not depend on each other and are computed for all times at once; what is left for the scan is an
+affine recursion in which covariances are only added, so that it is stable in float32. Singular
+transitions are exact: a vanished pivot of the predicted covariance is skipped.
+
+Source: Rauch, Tung and Striebel (1965); Joseph form for the covariances.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ssmkit.kalman.affine import AffineGaussian
+from ssmkit.kalman.diffuse import FlatPosterior, flat_posterior, resolve
+from ssmkit.kalman.filter import GaussianKernel, GaussianStep
+from ssmkit.linalg import cholesky_psd, solve_psd
+from ssmkit.typing import Array, Float, Key
+
+
+class GaussianPaths(eqx.Module):
+    """The joint law of a path given all data, as a chain of backward kernels.
+
+    Attributes:
+        gain: ``(T-1, D, D)``.
+        offset: ``(T-1, D, p)``, affine in the flat coefficients.
+        covariance: ``(T-1, D, D)``, of ``x_t`` given ``x_{t+1}``.
+        last: mean matrix ``(D, p)`` and covariance ``(D, D)`` of the last state.
+        flat: the law of the flat coefficients given all data.
+        event_shape: shape of one state.
+    """
+
+    gain: Array
+    offset: Array
+    covariance: Array
+    last: tuple[Array, Array]
+    flat: FlatPosterior
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def marginals(self) -> tuple[Float[Array, "T D"], Float[Array, "T D D"]]:
+        """Smoothed means and covariances."""
+
+        def back(carry: tuple, kernel: tuple) -> tuple[tuple, tuple]:
+            means, cov = carry
+            gain, offset, noise = kernel
+            smoothed = (gain @ means + offset, gain @ cov @ gain.T + noise)
+            return smoothed, smoothed
+
+        kernels = (self.gain, self.offset, self.covariance)
+        earlier = jax.lax.scan(back, self.last, kernels, reverse=True)[1]
+        joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, self.last)
+        if joined[0].shape[-1] == 1:
+            return joined[0][:, :, 0], joined[1]
+        return jax.vmap(resolve, in_axes=(0, 0, None))(*joined, self.flat)
+
+    def sample(self, key: Key, num_paths: int) -> Float[Array, "N T ..."]:
+        """Draw whole paths by backward sampling."""
+        factors = cholesky_psd(self.covariance)
+        last = cholesky_psd(self.last[1])
+
+        def draw(path_key: Key) -> Array:
+            flat_key, noise_key = jax.random.split(path_key)
+            length, size = self.gain.shape[0] + 1, last.shape[0]
+            coefficients = self._coefficients(flat_key)
+            noise = jax.random.normal(noise_key, (length, size), last.dtype)
+            end = self.last[0] @ coefficients + last @ noise[-1]
+
+            def back(x: Array, kernel: tuple) -> tuple[Array, Array]:
+                gain, offset, factor, eps = kernel
+                x = gain @ x + offset @ coefficients + factor @ eps
+                return x, x
+
+            kernels = (self.gain, self.offset, factors, noise[:-1])
+            path = jax.lax.scan(back, end, kernels, reverse=True)[1]
+            return jnp.concatenate([path, end[None]]).reshape(length, *self.event_shape)
+
+        return jax.vmap(draw)(jax.random.split(key, num_paths))
+
+    def _coefficients(self, key: Key) -> Array:
+        noise = jax.random.normal(key, self.flat.mean.shape, self.last[0].dtype)
+        flat = self.flat.mean + self.flat.factor @ noise
+        open_ended = jnp.sum(jnp.abs(self.flat.unidentified), axis=1) > 0
+        flat = jnp.where(open_ended, jnp.nan, flat)  # a flat law has no draws
+        return jnp.concatenate([jnp.ones(1, flat.dtype), flat])
+
+
+def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPaths:
+    """Turn a kept filter history into the joint law of the path."""
+    cov = kernel.form.covariance
+
+    def one(
+        before: tuple, ahead: tuple, transition: AffineGaussian
+    ) -> tuple[Array, Array, Array]:
+        spread = cov(before[1])
+        moved = transition.matrix @ spread
+        gain = solve_psd(jnp.tril(kernel.form.factor(ahead[1])), moved).T
+        rest = jnp.eye(gain.shape[0], dtype=gain.dtype) - gain @ transition.matrix
+        noise = rest @ spread @ rest.T + gain @ transition.covariance @ gain.T
+        return gain, before[0] - gain @ ahead[0], noise
+
+    before = jax.tree.map(lambda a: a[:-1], steps.filtered)
+    ahead = jax.tree.map(lambda a: a[1:], steps.predicted)
+    if kernel.transition is None:
+        transition, axis = jax.tree.map(lambda a: a[1:], steps.transition), 0
+    else:
+        transition, axis = kernel.transition[0], None
+    gain, offset, noise = jax.vmap(one, in_axes=(0, 0, axis))(before, ahead, transition)
+    last = (steps.filtered[0][-1], cov(steps.filtered[1][-1]))
+    flat = flat_posterior(steps.gram[-1])
+    return GaussianPaths(gain, offset, noise, last, flat, kernel.event_shape)

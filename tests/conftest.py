@@ -1,0 +1,22 @@
+"""Settings every test runs under: CPU, float64, no windows, repeatable random examples."""
+
+import os
+from pathlib import Path
+
+# Before the first import of jax, which reads it once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jax
+
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
+
+jax.config.update("jax_enable_x64", True)
+if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+# Compilation makes the first example slow, so a deadline would only report that.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("ci")
