@@ -7,8 +7,8 @@ law; where its information matrix is singular, the flat directions are not yet i
 affected coordinates have infinite variance.
 
 The diffuse log-likelihood is \(\lim_{\kappa\to\infty} \log p_\kappa(y) + (r/2)\log\kappa\), with
-``r`` the number of identified directions: the convention of Durbin and Koopman (2012, 7.2),
-KFAS and the exact initialisation of statsmodels.
+``r`` the number of identified directions: the convention of Durbin and Koopman (2012, 7.2), and
+of the exact diffuse initialisation of statsmodels. All observations count for the constant.
 
 Source: P. de Jong (1991), The diffuse Kalman filter, Annals of Statistics 19.
 """

@@ -1,0 +1,38 @@
+"""ssmkit: probabilistic inference in state-space models.
+
+A *model* is three distributions; a *program* declares or samples its parameters; an *engine* says
+how; ``infer(key, engine, target, ys)`` returns a *posterior*. All public names are here and in
+``ssmkit.models``, ``ssmkit.data`` and ``ssmkit.plots``.
+"""
+
+from ssmkit import data as data
+from ssmkit import errors as errors
+from ssmkit import models as models
+from ssmkit.beliefs import Categorical as Categorical
+from ssmkit.beliefs import Gaussian as Gaussian
+from ssmkit.beliefs import GaussianMixture as GaussianMixture
+from ssmkit.beliefs import Particles as Particles
+from ssmkit.diagnostics import components as components
+from ssmkit.diagnostics import residuals as residuals
+from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
+from ssmkit.engines.gradient_fit import GradientFit as GradientFit
+from ssmkit.engines.kalman import Kalman as Kalman
+from ssmkit.engines.nuts import NUTS as NUTS
+from ssmkit.engines.options import optimizer as optimizer
+from ssmkit.engines.unscented_kalman import UnscentedKalman as UnscentedKalman
+from ssmkit.evidence import log_evidence as log_evidence
+from ssmkit.forecast import Forecast as Forecast
+from ssmkit.forecast import forecast as forecast
+from ssmkit.infer import infer as infer
+from ssmkit.models.base import Simulation as Simulation
+from ssmkit.models.base import StateSpaceModel as StateSpaceModel
+from ssmkit.models.base import log_joint as log_joint
+from ssmkit.models.base import simulate as simulate
+from ssmkit.models.distributions import Diffuse as Diffuse
+from ssmkit.models.distributions import SingularNormal as SingularNormal
+from ssmkit.models.observation import observed_log_prob as observed_log_prob
+from ssmkit.models.programs import Program as Program
+from ssmkit.models.programs import program as program
+from ssmkit.posterior import Posterior as Posterior
+
+__version__ = "0.1.0"

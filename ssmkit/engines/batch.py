@@ -1,0 +1,82 @@
+"""Batches of series: cutting ragged ones to length, and taking one out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ssmkit.beliefs import Labels
+from ssmkit.errors import EngineError
+from ssmkit.posterior import Posterior, States
+
+PER_TIME = ("log_likelihood", "filtered", "predicted", "predicted_observations", "carries")
+
+
+def shorten(parts: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, Any]:
+    """Put the final belief of each padded series at its own last time.
+
+    ``parts`` have axes ``(K, B, T, ...)``; a padded step is a step with nothing observed, which
+    changes neither the evidence nor the smoothed beliefs before it.
+    """
+    last = jnp.asarray(lengths) - 1
+    series = jnp.arange(len(lengths))
+    at_end = lambda a: a[:, series, last]  # noqa: E731 - used twice, two words
+    final = jax.tree.map(at_end, parts["filtered"])
+    parts = parts | {"final": final}
+    if "carries" in parts:
+        means, spread, _ = jax.tree.map(at_end, parts["carries"])
+        parts["carry"] = parts["carry"]._replace(means=means, spread=spread)
+    return parts
+
+
+def select_series(posterior: Posterior, index: int) -> Posterior:
+    """The posterior of one series of a batch, without padding.
+
+    Raises:
+        EngineError: the posterior is of one series.
+    """
+    if not posterior.is_batch:
+        raise EngineError("this posterior is of one series, not a batch.", fix="drop the index")
+    data = posterior.data
+    count = data.ys.shape[0]
+    if not -count <= index < count:
+        raise IndexError(f"series {index} of {count}")
+    length = data.ys.shape[1] if data.lengths is None else data.lengths[index]
+    parts = {
+        name: _select(name, part, index, length) for name, part in posterior.parts.items()
+    }
+    del parts["batch"]
+    series = jax.tree.map(lambda a: a[index][:length], (data.ys, data.us, data.mask))
+    one = eqx.tree_at(
+        lambda p: (p.data, p.parts),
+        posterior,
+        (dataclasses.replace(data, ys=series[0], us=series[1], mask=series[2], lengths=None), parts),
+    )
+    return one
+
+
+def _select(name: str, part: Any, index: int, length: int) -> Any:
+    if name in ("params", "estimates", "learned", "diagnostics", "state_log_weights"):
+        return part
+    if name == "log_evidence":
+        return part[index] if jnp.ndim(part) else part
+    if name == "states":
+        marginals = _cut(part.marginals, index, length)
+        paths = jax.tree.map(lambda a: a[:, index], part.paths)
+        return States(marginals, paths, part.log_weights)
+    if name in ("log_likelihood", "carries"):
+        return jax.tree.map(lambda a: a[:, index, :length], part)
+    if name == "carry":
+        return jax.tree.map(lambda a: a[:, index], part)
+    if name == "final":
+        return jax.tree.map(lambda a: a[index], part)
+    return _cut(part, index, length)
+
+
+def _cut(belief: Any, index: int, length: int) -> Any:
+    cut = jax.tree.map(lambda a: a[index][:length], belief)
+    return cut.labelled(Labels(None, belief.labels.names))

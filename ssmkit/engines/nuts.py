@@ -1,0 +1,147 @@
+"""Drawing parameters by the no-U-turn sampler, with the states integrated out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmkit import keys
+from ssmkit.engines.objective import Objective, refuse_params, require_evidence, require_sites
+from ssmkit.engines.options import RunOptions
+from ssmkit.engines.states import run_states
+from ssmkit.errors import OptionError
+from ssmkit.models.programs import Program, build, free_sites
+from ssmkit.posterior import Data, Draws, Posterior
+from ssmkit.typing import Array, Key, PyTree
+
+FIELDS = ("diverging", "accept_prob", "num_steps", "potential_energy", "energy")
+
+
+@dataclasses.dataclass(frozen=True)
+class NUTS:
+    r"""Draw a program's parameters from their posterior; states are integrated out.
+
+    \[\theta \sim p(\theta \mid y) \propto p(\theta)\, p(y \mid \theta)\]
+
+    by numpyro's NUTS on the engine's evidence; then states given parameters by the same engine.
+    All sites must be ``numpyro.sample`` sites. The evidence of the data is not estimated.
+
+    Args:
+        evidence: the state engine that scores, with a differentiable evidence.
+        num_warmup: steps of adaptation per chain.
+        num_samples: draws kept per chain.
+        num_chains: chains, run side by side.
+        target_accept: acceptance probability that the step size is adapted to.
+        max_tree_depth: doublings of a trajectory at most.
+        num_state_draws: parameter draws, evenly spread over the chains, for which states are
+            computed.
+
+    Raises:
+        ParameterError: the program has ``param`` sites.
+        EngineError: the program has nothing to learn.
+
+    Example:
+        >>> import numpyro, numpyro.distributions as dist, ssmkit as sk
+        >>> def level():
+        ...     scale = numpyro.sample("scale", dist.HalfNormal(100.0))
+        ...     return sk.models.LocalLevel(scale**2, 15000.0)
+        >>> engine = sk.NUTS(sk.Kalman(), num_warmup=50, num_samples=50, num_chains=2)
+        >>> posterior = sk.infer(0, engine, level, sk.data.load("nile"))
+        >>> posterior.params["scale"].shape
+        (2, 50)
+
+    Source: Hoffman and Gelman (2014), as in numpyro.
+    """
+
+    evidence: Any
+    num_warmup: int = 500
+    num_samples: int = 500
+    num_chains: int = 4
+    target_accept: float = 0.8
+    max_tree_depth: int = 10
+    num_state_draws: int = 200
+
+    def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
+        """Draw; called by `infer`, which has checked model and data."""
+        self._check()
+        sites = free_sites(target) if isinstance(target, Program) else {}
+        require_sites(self, target, sites)
+        refuse_params(self, sites)
+        time_key = keys.purpose(key, "time")
+        objective = Objective(self.evidence, target, data, time_key, options.batched)
+        values, report = self._sample(keys.purpose(key, "draws"), objective, sites, options)
+        draws = Draws(values, jnp.zeros((self.num_chains, self.num_samples)))
+        model, weights, index = self._models(target, draws)
+        parts = run_states(
+            self.evidence,
+            time_key,
+            model,
+            data,
+            keep=options.keep,
+            batched=options.batched,
+            log_weights=weights,
+        )
+        # the states' engine scores each draw; the evidence of the data is another number
+        parts["log_evidence_per_draw"] = parts.pop("log_evidence")
+        parts |= {"params": draws, "diagnostics": report, "state_index": index}
+        return Posterior(self, target, data, model, parts, self.evidence)
+
+    def _check(self) -> None:
+        require_evidence(self)
+        for name in ("num_warmup", "num_samples", "num_chains", "num_state_draws"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} is too small.", got=getattr(self, name), expected="≥ 1")
+
+    def _sample(
+        self, key: Key, objective: Objective, sites: dict[str, Any], options: RunOptions
+    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        import numpyro
+        from numpyro.infer import MCMC
+        from numpyro.infer import NUTS as Sampler
+
+        def program(objective: Objective) -> None:
+            numpyro.factor("log_evidence", objective.log_evidence(objective.target()))
+
+        sampler = MCMC(
+            Sampler(
+                program,
+                target_accept_prob=self.target_accept,
+                max_tree_depth=self.max_tree_depth,
+            ),
+            num_warmup=self.num_warmup,
+            num_samples=self.num_samples,
+            num_chains=self.num_chains,
+            chain_method="vectorized",
+            progress_bar=bool(options.progress),
+        )
+        sampler.run(key, objective, extra_fields=FIELDS)
+        draws = sampler.get_samples(group_by_chain=True)
+        stats = sampler.get_extra_fields(group_by_chain=True)
+        report = {"sample_stats": {name: np.asarray(stats[name]) for name in FIELDS}}
+        report |= _convergence({name: draws[name] for name in sites}, stats["diverging"])
+        return {name: draws[name] for name in sites}, report
+
+    def _models(self, target: Any, draws: Draws) -> tuple[Any, Array, Array]:
+        total = draws.num_draws
+        count = min(self.num_state_draws, total)
+        index = jnp.asarray(np.linspace(0, total - 1, count).round().astype(int))
+        chosen = jax.tree.map(lambda a: a[index], draws.flat())
+        model = eqx.filter_vmap(lambda values: build(target, values))(chosen)
+        return model, jnp.zeros(count), index
+
+
+def _convergence(draws: dict[str, Array], diverging: Array) -> dict[str, Any]:
+    """Divergences, and the worst R-hat and effective sample size over all parameters."""
+    from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+
+    rhat, ess = 1.0, float("inf")
+    for values in draws.values():
+        array = np.asarray(values)
+        rhat = max(rhat, float(np.max(split_gelman_rubin(array))))
+        ess = min(ess, float(np.min(effective_sample_size(array))))
+    return {"divergences": int(np.sum(diverging)), "max_rhat": rhat, "min_ess": ess}

@@ -1,0 +1,50 @@
+"""A progress bar that appears only for work that takes longer than two seconds."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+PATIENCE_SECONDS = 2.0
+
+
+class Progress:
+    """Progress of long work, in a notebook or a terminal.
+
+    Args:
+        title: what is being done.
+        total: number of steps.
+        show: True from the start, False never, None after two seconds.
+    """
+
+    def __init__(self, title: str, total: int, show: bool | None) -> None:
+        self.title, self.total, self.show = title, total, show
+        self._started = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        """Start the clock."""
+        return self
+
+    def advance_to(self, done: int, objective: float | None = None) -> None:
+        """Report that ``done`` steps are finished."""
+        waited = time.monotonic() - self._started > PATIENCE_SECONDS
+        if self._bar is None and (self.show or (self.show is None and waited)):
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=self.total, desc=self.title, leave=False)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+            if objective is not None:
+                self._bar.set_postfix_str(f"objective {objective:.4f} nats")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,165 @@
+"""The entry verb: ``infer(key, engine, target, ys)`` answers with a posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ssmkit import keys
+from ssmkit.engines.options import RunOptions
+from ssmkit.engines.states import state_posterior
+from ssmkit.errors import EngineError, OptionError, ParameterError
+from ssmkit.models.programs import Program, build, free_sites
+from ssmkit.posterior import Posterior
+from ssmkit.typing import Inputs, Key
+from ssmkit.validation import as_data, as_target, dry_run, first_inputs, refuse_tracers
+
+KEEP = ("all", "final")
+
+
+def infer(
+    key: Key | int,
+    engine: Any,
+    target: Any,
+    ys: Any,
+    us: Inputs = None,
+    observed: Any = None,
+    *,
+    batched: bool = False,
+    throw: bool = True,
+    progress: bool | None = None,
+    callback: Any = None,
+    keep: str = "all",
+) -> Posterior:
+    """Infer states, parameters or both, by any engine.
+
+    Args:
+        key: a typed random key, or an integer seed.
+        engine: how: ``sk.Kalman()``, ``sk.GradientFit(evidence=sk.Kalman())``, …
+        target: a model, or a program (a numpyro function that returns one).
+        ys: observations ``(T, *observation)``: an array, a pandas Series or DataFrame (dates are
+            kept). nan is missing. With ``batched=True`` ``(B, T, *observation)``; a list of
+            series is a ragged batch.
+        us: inputs with leading axis ``T``, or None.
+        observed: booleans ``(T,)`` or ``(T, M)`` for integer data, or to leave data out.
+        batched: whether the first axis of ``ys`` counts series.
+        throw: raise when a computation becomes non-finite; else flag it in the diagnostics.
+        progress: show progress; None shows it for anything over two seconds.
+        callback: called with a dictionary after each chunk of learning; returning True stops.
+        keep: ``"all"``, or ``"final"`` for the evidence and the last belief only, in memory that
+            does not grow with ``T``.
+
+    Returns:
+        A `Posterior`.
+
+    Raises:
+        RandomKeyError: ``key`` is no key.
+        EngineError: the engine cannot serve this target.
+        ParameterError: a state engine was given a program with free sites.
+        DataError: ``ys`` or ``us`` cannot be used.
+        ShapeError: shapes do not fit each other, or the model.
+        ModelError: a method of the model fails or returns no usable distribution.
+        NonFiniteError: the evidence is not finite (``throw=True``).
+
+    Example:
+        >>> import ssmkit as sk
+        >>> nile = sk.data.load("nile")
+        >>> posterior = sk.infer(0, sk.Kalman(), sk.models.LocalLevel(1469.0, 15099.0), nile)
+        >>> posterior.states.mean().shape
+        (100, 1)
+    """
+    refuse_tracers("infer", target, ys, us)
+    key = keys.as_key(key)
+    _check_options(engine, keep)
+    is_list = isinstance(ys, list | tuple)
+    data = as_data(ys, us, observed, batched=batched)
+    batched = batched or (is_list and data.lengths is not None)
+    target = as_target(target)
+    options = RunOptions(keep, throw, progress, callback, batched)
+    if hasattr(engine, "fit"):
+        _check_start(engine, target, data, batched=batched)
+        return engine.fit(key, target, data, options)
+    model = _fixed_model(engine, target)
+    check_model(engine, model, data, batched=batched)
+    return state_posterior(engine, keys.purpose(key, "time"), target, model, data, options)
+
+
+def _check_options(engine: Any, keep: str) -> None:
+    if isinstance(engine, type):
+        raise EngineError(
+            "the engine must be an instance.",
+            got=f"the class {engine.__name__}",
+            fix=f"sk.{engine.__name__}()",
+        )
+    if not hasattr(engine, "fit") and not hasattr(engine, "infer"):
+        raise EngineError(
+            "the second argument must be an engine.",
+            got=type(engine).__name__,
+            expected="an engine such as sk.Kalman()",
+            fix="sk.infer(key, sk.Kalman(), model, ys)",
+        )
+    if keep not in KEEP:
+        raise OptionError("unknown value of keep.", got=repr(keep), expected=KEEP)
+
+
+def _fixed_model(engine: Any, target: Any) -> Any:
+    if not isinstance(target, Program):
+        return target
+    names = list(free_sites(target))
+    if names:
+        raise ParameterError(
+            f"{engine!r} infers states, and this program has free sites: {', '.join(names)}.",
+            got=f"{target!r} with {len(names)} free sites",
+            expected="a model, or a program without free sites",
+            fix=f"sk.GradientFit(evidence=sk.{engine!r}) to fit them, or "
+            f"sk.NUTS(evidence=sk.{engine!r}) to draw them",
+        )
+    return build(target, {})
+
+
+def _check_start(engine: Any, target: Any, data: Any, *, batched: bool) -> None:
+    """Dry run of the model that a program builds at its start values."""
+    if not isinstance(target, Program) or not hasattr(engine.evidence, "check"):
+        return  # the engine itself says what is wrong
+    values = {name: site.value for name, site in free_sites(target).items()}
+    check_model(engine.evidence, build(target, values), data, batched=batched)
+
+
+def check_model(engine: Any, model: Any, data: Any, *, batched: bool) -> None:
+    """Dry run of model × data × engine."""
+    dry_run(model, data, batched=batched)
+    engine.check(model, first_inputs(data, batched))
+
+
+def apply(
+    posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key | int
+) -> Posterior:
+    """Filter and smooth new data with the parameters of a posterior."""
+    from ssmkit.engines.states import check_finite, run_states
+
+    refuse_tracers("Posterior.apply", ys, us)
+    data = as_data(ys, us, observed, batched=False)
+    engine, model = posterior.state_engine, posterior.model
+    weights = posterior.parts["state_log_weights"]
+    single = weights.shape[0] == 1
+    one = model if single else jax.tree.map(lambda a: a[0], model)
+    check_model(engine, one, data, batched=False)
+    time_key = keys.purpose(keys.as_key(key), "time")
+    draws = None if single else weights
+    parts = run_states(engine, time_key, model, data, log_weights=draws)
+    if single:
+        check_finite(parts, engine, throw=True)
+    for name in ("params", "estimates"):
+        if name in posterior.parts:
+            parts[name] = posterior.parts[name]
+    return Posterior(
+        posterior.engine,
+        posterior.target,
+        data,
+        model,
+        parts,
+        engine,
+        engine.evidence_kind if single else None,
+        "data given parameters" if single else None,
+    )

@@ -1,0 +1,198 @@
+"""The one missing-data contract: the log density of what was observed.
+
+Missing entries are filled with a value *inside the support* first and masked after: a density
+evaluated at nan, or outside its support, has nan gradients that a mask alone does not remove.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import gammaln, logsumexp
+
+from ssmkit.errors import MissingDataError
+from ssmkit.linalg import cholesky_psd, solve_lower
+from ssmkit.models.distributions import base_distribution
+from ssmkit.typing import Array
+
+MULTIVARIATE = (
+    dist.MultivariateNormal,
+    dist.LowRankMultivariateNormal,
+    dist.MultivariateStudentT,
+)
+
+
+def observed_mask(
+    ys: Array, observed: Array | None, event_ndim: int, *, start: int = 1
+) -> Array | None:
+    """The mask of what is there: ``observed`` and not nan; None when all is by type.
+
+    Args:
+        ys: observations ``(T, *event)``.
+        observed: booleans ``(T,)`` or ``(T, *event)``, or None.
+        event_ndim: number of event axes of one observation.
+        start: number of leading axes before the event (1 for a series, 0 for one step).
+
+    Returns:
+        Booleans ``(T, *event)``, or None for integer data without a mask.
+    """
+    finite = ~jnp.isnan(ys) if jnp.issubdtype(ys.dtype, jnp.inexact) else None
+    if observed is None:
+        return finite
+    observed = jnp.asarray(observed, bool)
+    missing_axes = start + event_ndim - observed.ndim
+    observed = jnp.reshape(observed, observed.shape + (1,) * missing_axes)
+    observed = jnp.broadcast_to(observed, ys.shape)
+    return observed if finite is None else observed & finite
+
+
+def is_concrete(*arrays: Array | None) -> bool:
+    """Whether values can be looked at: none of the arrays is being traced."""
+    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def needed_mask(ys: Array, observed: Array | None, event_ndim: int) -> Array | None:
+    """`observed_mask`, or None as soon as it can be seen that nothing is missing."""
+    mask = observed_mask(ys, observed, event_ndim)
+    if mask is not None and is_concrete(mask) and bool(np.all(np.asarray(mask))):
+        return None
+    return mask
+
+
+def whole_rows(mask: Array) -> Array:
+    """The mask ``(T,)`` by row, for laws of which no coordinate can be missing by itself.
+
+    Raises:
+        MissingDataError: part of a row is missing; a row that is traced counts as missing then.
+    """
+    event = tuple(range(1, mask.ndim))
+    rows = jnp.all(mask, axis=event)
+    if is_concrete(mask) and np.any(np.asarray(mask).any(axis=event) & ~np.asarray(rows)):
+        raise _no_marginals("the one given")
+    return rows
+
+
+def supports_coordinates(distribution: dist.Distribution) -> bool:
+    """Whether single coordinates of one observation may be missing under this law."""
+    if distribution.event_shape == ():
+        return True
+    if isinstance(distribution, dist.MixtureSameFamily):
+        return supports_coordinates(distribution.component_distribution)
+    if isinstance(distribution, dist.MixtureGeneral):
+        return all(supports_coordinates(d) for d in distribution.component_distributions)
+    if isinstance(distribution, dist.Independent):
+        return base_distribution(distribution).event_shape == ()
+    return isinstance(distribution, MULTIVARIATE)
+
+
+def observed_log_prob(
+    distribution: dist.Distribution, y: Array, observed: Array | None = None
+) -> Array:
+    r"""Log density of the observed part of one observation, \(\log p(y_{obs})\), in nats.
+
+    Nothing observed gives exactly zero. Whole observations may be missing under any law; single
+    coordinates under independent events, (low-rank) normals, Student-t and mixtures of these.
+
+    Args:
+        distribution: the law of one observation.
+        y: the observation, with the event shape of the law; masked entries are ignored.
+        observed: None (all there), one boolean, or one per coordinate.
+
+    Returns:
+        The log density, with the batch shape of the law.
+
+    Raises:
+        MissingDataError: a mask per coordinate for a law without such marginals.
+
+    Example:
+        >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> law = dist.MultivariateNormal(jnp.zeros(2), jnp.array([[1.0, 0.9], [0.9, 1.0]]))
+        >>> y = jnp.array([0.0, jnp.nan])
+        >>> round(float(observed_log_prob(law, y, jnp.array([True, False]))), 4)
+        -0.9189
+    """
+    if observed is None:
+        return distribution.log_prob(y)
+    observed = jnp.asarray(observed, bool)
+    if observed.ndim == 0 or distribution.event_shape == ():
+        return _whole(distribution, y, observed)
+    if not supports_coordinates(distribution):
+        raise _no_marginals(type(distribution).__name__)
+    value = _coordinates(distribution, y, observed)
+    # rounding of mixture weights must not turn nothing into something
+    nothing = ~jnp.any(observed, axis=tuple(range(-len(distribution.event_shape), 0)))
+    return jnp.where(nothing, 0.0, value)
+
+
+def _no_marginals(emission: str) -> MissingDataError:
+    return MissingDataError(
+        "single coordinates are missing, and this emission has no marginals for them.",
+        got=f"emission {emission}",
+        expected="an independent or (low-rank) normal, Student-t, or a mixture of these",
+        fix="mark the whole row as missing: observed of shape (T,)",
+    )
+
+
+def feasible(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+    """Fill what is not observed with a value inside the support."""
+    inside = distribution.support.feasible_like(jnp.zeros_like(y))
+    mask = jnp.reshape(observed, observed.shape + (1,) * (y.ndim - observed.ndim))
+    # not cast to the shape of y: the support may differ between the laws of a batch
+    return jnp.where(mask, y, jnp.asarray(inside).astype(y.dtype))
+
+
+def _whole(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+    log_prob = distribution.log_prob(feasible(distribution, y, observed))
+    return jnp.where(observed, log_prob, 0.0)
+
+
+def _coordinates(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+    if isinstance(distribution, dist.MixtureSameFamily):
+        return _mixture(distribution.mixing_distribution, distribution, y, observed)
+    if isinstance(distribution, dist.MixtureGeneral):
+        parts = [_coordinates(d, y, observed) for d in distribution.component_distributions]
+        log_weights = jnp.log(distribution.mixing_distribution.probs)
+        return logsumexp(jnp.stack(parts, axis=-1) + log_weights, axis=-1)
+    if isinstance(distribution, dist.Independent):
+        base = distribution
+        while isinstance(base, dist.Independent):
+            base = base.base_dist
+        filled = feasible(distribution, y, observed)
+        terms = jnp.where(observed, base.log_prob(filled), 0.0)
+        return jnp.sum(terms, axis=tuple(range(-len(distribution.event_shape), 0)))
+    return _elliptical(distribution, y, observed)
+
+
+def _mixture(
+    mixing: dist.Distribution, mixture: dist.MixtureSameFamily, y: Array, observed: Array
+) -> Array:
+    terms = _coordinates(mixture.component_distribution, y, observed)
+    log_weights = jnp.log(mixing.probs)
+    return logsumexp(terms + log_weights, axis=-1)
+
+
+def _elliptical(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+    """Normal and Student-t marginals: rows and columns of what is missing leave the matrix."""
+    is_student = isinstance(distribution, dist.MultivariateStudentT)
+    if is_student:
+        matrix = distribution.scale_tril @ jnp.swapaxes(distribution.scale_tril, -1, -2)
+    else:
+        matrix = distribution.covariance_matrix
+    pair = observed[..., :, None] & observed[..., None, :]
+    matrix = jnp.where(pair, matrix, jnp.eye(matrix.shape[-1], dtype=matrix.dtype))
+    residual = jnp.where(observed, jnp.where(observed, y, 0.0) - distribution.loc, 0.0)
+    factor = cholesky_psd(matrix)
+    white = solve_lower(factor, residual[..., None])[..., 0]
+    quadratic = jnp.sum(white**2, axis=-1)
+    half_log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), axis=-1)
+    count = jnp.sum(observed, axis=-1)
+    if not is_student:
+        return -0.5 * quadratic - half_log_det - 0.5 * count * math.log(2 * math.pi)
+    df = distribution.df
+    normaliser = gammaln(0.5 * (df + count)) - gammaln(0.5 * df)
+    normaliser = normaliser - 0.5 * count * jnp.log(df * math.pi) - half_log_det
+    return normaliser - 0.5 * (df + count) * jnp.log1p(quadratic / df)
