@@ -15,6 +15,7 @@ from ssmkit.beliefs import Particles as Particles
 from ssmkit.diagnostics import components as components
 from ssmkit.diagnostics import residuals as residuals
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
+from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
 from ssmkit.engines.kalman import Kalman as Kalman
 from ssmkit.engines.nuts import NUTS as NUTS

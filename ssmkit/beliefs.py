@@ -116,7 +116,7 @@ class _Numeric(_Belief):
         columns = {}
         for i, name in enumerate(names):
             for stat, values in stats.items():
-                flat = np.asarray(values).reshape(values.shape[:lead] + (-1,))
+                flat = np.asarray(values).reshape((*values.shape[:lead], -1))
                 label = stat if len(names) == 1 else f"{name} {stat}"
                 columns[label] = flat[..., i]
         return self._frame(columns)
@@ -233,7 +233,7 @@ class Particles(_Numeric):
     labels: Labels = eqx.field(static=True, default=Labels())
 
     def _flat(self) -> tuple[Array, Array]:
-        flat = self.values.reshape(self.log_weights.shape + (-1,))
+        flat = self.values.reshape((*self.log_weights.shape, -1))
         return flat, jax.nn.softmax(self.log_weights, axis=-1)
 
     def mean(self) -> Array:
@@ -345,7 +345,7 @@ def _pool(belief: Particles, log_weights: Array) -> Particles:
     lead = belief.log_weights.ndim - 1  # axis of the particles
     own = jax.nn.log_softmax(belief.log_weights, axis=-1)
     own = own + log_weights.reshape((-1,) + (1,) * lead)
-    weights = jnp.moveaxis(own, 0, -2).reshape(own.shape[1:-1] + (-1,))
+    weights = jnp.moveaxis(own, 0, -2).reshape((*own.shape[1:-1], -1))
     values = jnp.moveaxis(belief.values, 0, lead - 1)
-    shape = values.shape[: lead - 1] + (-1,) + values.shape[lead + 1 :]
+    shape = (*values.shape[: lead - 1], -1, *values.shape[lead + 1 :])
     return Particles(values.reshape(shape), weights, belief.event_shape, belief.labels)

@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmkit.errors import EngineError
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.base import StateSpaceModel, as_arrays
 from ssmkit.models.observation import needed_mask
-from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
-
-
-def as_arrays(tree: PyTree) -> PyTree:
-    """Turn Python and numpy numbers in a pytree into arrays, so that they are traced."""
-
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, bool) or eqx.is_array(leaf):
-            return leaf
-        if isinstance(leaf, int | float | complex | np.ndarray | np.generic):
-            return jnp.asarray(leaf)
-        return leaf
-
-    return jax.tree.map(convert, tree)
+from ssmkit.typing import Array, Inputs, Key, Scalar
 
 
 def log_evidence(

@@ -43,9 +43,7 @@ class Forecast(eqx.Module):
         return f"Forecast\n{table.to_frame().head(12).to_string()}"
 
 
-def forecast(
-    key: Key | int, posterior: Posterior, num_steps: int, us: Inputs = None
-) -> Forecast:
+def forecast(key: Key | int, posterior: Posterior, num_steps: int, us: Inputs = None) -> Forecast:
     """Forecast states and observations after the end of the data.
 
     Parameter draws are averaged over: a forecast of a NUTS posterior carries their uncertainty.

@@ -112,8 +112,8 @@ def _fixed_model(engine: Any, target: Any) -> Any:
             f"{engine!r} infers states, and this program has free sites: {', '.join(names)}.",
             got=f"{target!r} with {len(names)} free sites",
             expected="a model, or a program without free sites",
-            fix=f"sk.GradientFit(evidence=sk.{engine!r}) to fit them, or "
-            f"sk.NUTS(evidence=sk.{engine!r}) to draw them",
+            fix=f"sk.GradientFit(evidence={engine!r}) to fit them, or "
+            f"sk.NUTS(evidence={engine!r}) to draw them",
         )
     return build(target, {})
 
@@ -132,9 +132,7 @@ def check_model(engine: Any, model: Any, data: Any, *, batched: bool) -> None:
     engine.check(model, first_inputs(data, batched))
 
 
-def apply(
-    posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key | int
-) -> Posterior:
+def apply(posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key | int) -> Posterior:
     """Filter and smooth new data with the parameters of a posterior."""
     from ssmkit.engines.states import check_finite, run_states
 

@@ -15,8 +15,7 @@ import numpyro.distributions as dist
 
 from ssmkit.beliefs import Labels
 from ssmkit.errors import DataError, EngineError, ModelError, ShapeError, TracerError
-from ssmkit.evidence import as_arrays
-from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
 from ssmkit.models.distributions import base_distribution
 from ssmkit.models.observation import supports_coordinates
 from ssmkit.models.programs import Program, program
@@ -183,8 +182,7 @@ def _ragged(ys: Sequence, us: Any, observed: Any) -> Data:
         if other is not None and (not isinstance(other, Sequence) or len(other) != count):
             raise ShapeError(f"{name} must be a list as long as ys.", expected=f"{count} entries")
     each = [
-        as_data(y, us and us[i], observed and observed[i], batched=False)
-        for i, y in enumerate(ys)
+        as_data(y, us and us[i], observed and observed[i], batched=False) for i, y in enumerate(ys)
     ]
     lengths = tuple(d.ys.shape[0] for d in each)
     longest = max(lengths)
@@ -238,9 +236,7 @@ def _has_mean(law: dist.Distribution) -> bool:
     return not getattr(law.support, "is_discrete", False)
 
 
-def _observation_mismatch(
-    name: str, seen: dist.Distribution, data: Data, lead: int
-) -> ShapeError:
+def _observation_mismatch(name: str, seen: dist.Distribution, data: Data, lead: int) -> ShapeError:
     shape, event = data.ys.shape, seen.event_shape
     fix = None
     if event == (1,) and shape[lead:] == ():

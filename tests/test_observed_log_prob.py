@@ -159,14 +159,6 @@ def test_whole_rows_are_filled_inside_the_support():
     assert np.all(np.asarray(gradient) == 0)
 
 
-def test_components_of_a_mixture_may_have_supports_of_their_own():
-    low = jnp.array([[0.0, 0.0], [1.0, 1.0]])
-    parts = dist.Uniform(low, low + 2.0).to_event(1)
-    law = dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.5, 0.5])), parts)
-    y, mask = jnp.array([1.5, jnp.nan]), jnp.array([True, False])
-    np.testing.assert_allclose(observed_log_prob(law, y, mask), np.log(0.5), rtol=1e-12)
-
-
 def test_integers_with_a_mask():
     law = dist.Poisson(jnp.array([1.0, 2.0])).to_event(1)
     y = jnp.array([3, -999])

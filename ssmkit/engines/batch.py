@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 
 from ssmkit.beliefs import Labels
 from ssmkit.errors import EngineError
-from ssmkit.posterior import Posterior, States
+from ssmkit.posterior import Data, Posterior, States
 
-PER_TIME = ("log_likelihood", "filtered", "predicted", "predicted_observations", "carries")
+BELIEFS = ("filtered", "predicted", "predicted_observations")
 
 
 def shorten(parts: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, Any]:
@@ -25,11 +24,9 @@ def shorten(parts: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, Any]:
     last = jnp.asarray(lengths) - 1
     series = jnp.arange(len(lengths))
     at_end = lambda a: a[:, series, last]  # noqa: E731 - used twice, two words
-    final = jax.tree.map(at_end, parts["filtered"])
-    parts = parts | {"final": final}
+    parts = parts | {"final": jax.tree.map(at_end, parts["filtered"])}
     if "carries" in parts:
-        means, spread, _ = jax.tree.map(at_end, parts["carries"])
-        parts["carry"] = parts["carry"]._replace(means=means, spread=spread)
+        parts["carry"] = parts["carry"]._replace(**jax.tree.map(at_end, parts["carries"]))
     return parts
 
 
@@ -47,21 +44,16 @@ def select_series(posterior: Posterior, index: int) -> Posterior:
         raise IndexError(f"series {index} of {count}")
     length = data.ys.shape[1] if data.lengths is None else data.lengths[index]
     parts = {
-        name: _select(name, part, index, length) for name, part in posterior.parts.items()
+        name: _select(name, part, index, length)
+        for name, part in posterior.parts.items()
+        if name != "batch"
     }
-    del parts["batch"]
     series = jax.tree.map(lambda a: a[index][:length], (data.ys, data.us, data.mask))
-    one = eqx.tree_at(
-        lambda p: (p.data, p.parts),
-        posterior,
-        (dataclasses.replace(data, ys=series[0], us=series[1], mask=series[2], lengths=None), parts),
-    )
-    return one
+    data = Data(*series, None, data.labels)
+    return eqx.tree_at(lambda p: (p.data, p.parts), posterior, (data, parts))
 
 
 def _select(name: str, part: Any, index: int, length: int) -> Any:
-    if name in ("params", "estimates", "learned", "diagnostics", "state_log_weights"):
-        return part
     if name == "log_evidence":
         return part[index] if jnp.ndim(part) else part
     if name == "states":
@@ -74,7 +66,9 @@ def _select(name: str, part: Any, index: int, length: int) -> Any:
         return jax.tree.map(lambda a: a[:, index], part)
     if name == "final":
         return jax.tree.map(lambda a: a[index], part)
-    return _cut(part, index, length)
+    if name in BELIEFS:
+        return _cut(part, index, length)
+    return part  # shared by all series: parameters, estimates, diagnostics
 
 
 def _cut(belief: Any, index: int, length: int) -> Any:

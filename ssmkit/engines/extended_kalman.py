@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ssmkit.engines.options import short_repr
 from ssmkit.errors import OptionError
 from ssmkit.kalman.affine import Linearisation, taylor
 from ssmkit.kalman.engine import GaussianEngine
@@ -11,7 +12,7 @@ from ssmkit.models.base import StateSpaceModel
 from ssmkit.typing import Inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ExtendedKalman(GaussianEngine):
     """Filter and smoother for nonlinear models by first-order expansion at the mean.
 
@@ -36,6 +37,8 @@ class ExtendedKalman(GaussianEngine):
 
     iterations: int = 1
     form: str = "auto"
+
+    __repr__ = short_repr
 
     @property
     def rule(self) -> Linearisation:

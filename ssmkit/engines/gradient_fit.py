@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -14,15 +13,15 @@ from ssmkit import keys
 from ssmkit.engines.objective import Objective, require_evidence, require_sites
 from ssmkit.engines.observed_information import Estimates, estimate
 from ssmkit.engines.optimise import Optimum, maximise
-from ssmkit.engines.options import Optimizer, RunOptions
+from ssmkit.engines.options import Optimizer, RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.errors import OptionError
-from ssmkit.models.programs import Program, Site, build, free_sites, unconstrain
+from ssmkit.models.programs import Program, Site, build, build_many, free_sites, unconstrain
 from ssmkit.posterior import Data, Draws, Posterior
 from ssmkit.typing import Array, Key, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class GradientFit:
     r"""Fit a program's parameters by maximising log evidence plus log prior.
 
@@ -67,6 +66,8 @@ class GradientFit:
     max_steps: int = 500
     tolerance: float | None = None
     laplace_draws: int = 0
+
+    __repr__ = short_repr
 
     def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
         """Fit; called by `infer`, which has checked model and data."""
@@ -140,7 +141,7 @@ class GradientFit:
             model = build(target, jax.tree.map(lambda a: a[0, 0], draws.values))
             log_weights = None
         else:
-            model = eqx.filter_vmap(lambda values: build(target, values))(draws.flat())
+            model = build_many(target, draws.flat())
             log_weights = draws.log_weights.ravel()
         parts = run_states(
             self.evidence,
@@ -161,4 +162,3 @@ class GradientFit:
             kind, of = "approximate", "data"
         check_finite(parts, self, throw=options.throw)
         return Posterior(self, target, data, model, parts, self.evidence, kind, of)
-

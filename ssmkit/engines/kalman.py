@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from ssmkit.engines.options import short_repr
 from ssmkit.kalman.affine import Linearisation, exact
 from ssmkit.kalman.engine import GaussianEngine
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Kalman(GaussianEngine):
     r"""Exact filter, smoother, path draws and evidence for linear Gaussian models.
 
@@ -37,6 +38,8 @@ class Kalman(GaussianEngine):
     form: str = "auto"
 
     evidence_kind = "exact"
+
+    __repr__ = short_repr
 
     @property
     def rule(self) -> Linearisation:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssmkit import keys
 from ssmkit.engines.objective import Objective, refuse_params, require_evidence, require_sites
-from ssmkit.engines.options import RunOptions
+from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import run_states
 from ssmkit.errors import OptionError
-from ssmkit.models.programs import Program, build, free_sites
+from ssmkit.models.programs import Program, build_many, free_sites
 from ssmkit.posterior import Data, Draws, Posterior
 from ssmkit.typing import Array, Key, PyTree
 
 FIELDS = ("diverging", "accept_prob", "num_steps", "potential_energy", "energy")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NUTS:
     r"""Draw a program's parameters from their posterior; states are integrated out.
 
@@ -66,6 +65,8 @@ class NUTS:
     max_tree_depth: int = 10
     num_state_draws: int = 200
 
+    __repr__ = short_repr
+
     def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
         """Draw; called by `infer`, which has checked model and data."""
         self._check()
@@ -101,14 +102,13 @@ class NUTS:
         self, key: Key, objective: Objective, sites: dict[str, Any], options: RunOptions
     ) -> tuple[dict[str, PyTree], dict[str, Any]]:
         import numpyro
-        from numpyro.infer import MCMC
-        from numpyro.infer import NUTS as Sampler
+        from numpyro import infer
 
         def program(objective: Objective) -> None:
             numpyro.factor("log_evidence", objective.log_evidence(objective.target()))
 
-        sampler = MCMC(
-            Sampler(
+        sampler = infer.MCMC(
+            infer.NUTS(
                 program,
                 target_accept_prob=self.target_accept,
                 max_tree_depth=self.max_tree_depth,
@@ -131,8 +131,7 @@ class NUTS:
         count = min(self.num_state_draws, total)
         index = jnp.asarray(np.linspace(0, total - 1, count).round().astype(int))
         chosen = jax.tree.map(lambda a: a[index], draws.flat())
-        model = eqx.filter_vmap(lambda values: build(target, values))(chosen)
-        return model, jnp.zeros(count), index
+        return build_many(target, chosen), jnp.zeros(count), index
 
 
 def _convergence(draws: dict[str, Array], diverging: Array) -> dict[str, Any]:

@@ -121,8 +121,11 @@ def _optimiser(engine: Any) -> Any:
 def _begin(engine: Any, start: PyTree) -> Run:
     loss = jnp.asarray(jnp.inf, jnp.result_type(float))
     zero = jnp.zeros((), int)
+    start = jax.tree.map(jnp.asarray, start)
     state = _optimiser(engine).init(start)
-    return Run(start, state, start, loss, zero, zero, jnp.asarray(False))
+    run = Run(start, state, start, loss, zero, zero, jnp.asarray(False))
+    # weak types would compile the second chunk anew
+    return jax.tree.map(lambda a: a.astype(a.dtype) if eqx.is_array(a) else a, run)
 
 
 @eqx.filter_jit

@@ -9,6 +9,16 @@ from typing import Any
 from ssmkit.errors import OptionError
 
 
+def short_repr(engine: Any) -> str:
+    """Show an engine as the call that makes it, without what is at its default."""
+    shown = []
+    for field in dataclasses.fields(engine):
+        value = getattr(engine, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            shown.append(f"{field.name}={value!r}")
+    return f"sk.{type(engine).__name__}({', '.join(shown)})"
+
+
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """Options of `infer` that are not the engine's own."""

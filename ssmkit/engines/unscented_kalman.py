@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ssmkit.engines.options import short_repr
 from ssmkit.errors import OptionError
 from ssmkit.kalman.affine import Linearisation, sigma_points
 from ssmkit.kalman.engine import GaussianEngine
@@ -11,7 +12,7 @@ from ssmkit.models.base import StateSpaceModel
 from ssmkit.typing import Inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class UnscentedKalman(GaussianEngine):
     """Filter and smoother for nonlinear models by statistical linear regression on sigma points.
 
@@ -38,6 +39,8 @@ class UnscentedKalman(GaussianEngine):
     beta: float = 0.0
     kappa: float = 1.0
     form: str = "auto"
+
+    __repr__ = short_repr
 
     @property
     def rule(self) -> Linearisation:

@@ -82,7 +82,8 @@ def taylor(iterations: int) -> Linearisation:
 class sigma_points:  # noqa: N801 - used as a function
     r"""Statistical linear regression on sigma points (the unscented transform).
 
-    \(A = C_{fx} P^{-1}\), \(b = \mu - A m\), noise \(= \mathrm{E}[R(x)] + \mathrm{Var}[f] - A P A^\top\).
+    \(A = C_{fx} P^{-1}\), \(b = \mu - A m\), and the noise has the covariance
+    \(\mathrm{E}[R(x)] + \mathrm{Var}[f] - A P A^\top\).
     """
 
     is_exact = False
@@ -92,6 +93,7 @@ class sigma_points:  # noqa: N801 - used as a function
         self.alpha, self.beta, self.kappa = alpha, beta, kappa
 
     def __call__(self, conditional: Conditional, mean: Array, factor: Array) -> AffineGaussian:
+        """Regress the conditional on the points."""
         size = mean.shape[0]
         spread = self.alpha**2 * (size + self.kappa)
         offsets = jnp.sqrt(spread) * jnp.concatenate([factor.T, -factor.T])

@@ -42,9 +42,7 @@ def _is_in(variable: Any, touched: set) -> bool:
     return not hasattr(variable, "val") and variable in touched
 
 
-def check_gaussian(
-    name: str, rule: Linearisation, model: StateSpaceModel, us: Inputs
-) -> None:
+def check_gaussian(name: str, rule: Linearisation, model: StateSpaceModel, us: Inputs) -> None:
     """Refuse models that a Gaussian engine would get silently wrong.
 
     Raises:
@@ -73,9 +71,7 @@ def check_gaussian(
         law = getattr(later, method)
         if rule.is_exact:
             _check_linear(name, method, lambda z, law=law: law(z, u), x, model)
-        elif method == "emission" and not depends_on_argument(
-            lambda z, law=law: law(z, u).mean, x
-        ):
+        elif method == "emission" and not depends_on_argument(lambda z, law=law: law(z, u).mean, x):
             raise EngineError(
                 f"{name} would learn nothing: the mean of the emission does not move with the "
                 "state.",

@@ -47,9 +47,7 @@ class GaussianEngine(abc.ABC):
     def check(self, model: StateSpaceModel, us: Inputs) -> None:
         """Refuse, before compilation, what this engine would get wrong."""
         if self._form_name not in ("auto", *FORMS):
-            raise OptionError(
-                "unknown form.", got=repr(self._form_name), expected=["auto", *FORMS]
-            )
+            raise OptionError("unknown form.", got=repr(self._form_name), expected=["auto", *FORMS])
         check_gaussian(repr(self), self.rule, model, us)
 
     def _kernel(self, model: StateSpaceModel, ys: Array, us: Inputs) -> Any:
@@ -97,7 +95,7 @@ class GaussianEngine(abc.ABC):
             "filtered": Gaussian(*filtered, state_event),
             "predicted_observations": Gaussian(*predicted_observations(kernel, steps), event),
             "states": (Gaussian(*paths.marginals(), state_event), paths),
-            "carries": steps.filtered + (steps.gram,),
+            "carries": {"means": steps.filtered[0], "spread": steps.filtered[1]},
         }
 
     def forecast(

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from ssmkit.kalman.affine import AffineGaussian, Linearisation
 from ssmkit.kalman.forms import Form

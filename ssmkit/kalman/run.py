@@ -8,8 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.kalman.diffuse import FlatPosterior, flat_posterior, resolve
-from ssmkit.kalman.filter import Evidence, GaussianKernel, GaussianState, GaussianStep
-from ssmkit.kalman.filter import first, start, step
+from ssmkit.kalman.filter import (
+    Evidence,
+    GaussianKernel,
+    GaussianState,
+    GaussianStep,
+    first,
+    start,
+    step,
+)
 from ssmkit.models.base import input_at
 from ssmkit.typing import Array, Float, Inputs, Scalar
 

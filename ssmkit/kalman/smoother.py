@@ -1,6 +1,6 @@
-"""The Gaussian smoother, from backward kernels.
+r"""The Gaussian smoother, from backward kernels.
 
-Given the filter, \\(x_t \\mid x_{t+1}, y_{1:t} \\sim N(J_t x_{t+1} + g_t, C_t)\\). The kernels do
+Given the filter, \(x_t \mid x_{t+1}, y_{1:t} \sim N(J_t x_{t+1} + g_t, C_t)\). The kernels do
 not depend on each other and are computed for all times at once; what is left for the scan is an
 affine recursion in which covariances are only added, so that it is stable in float32. Singular
 transitions are exact: a vanished pivot of the predicted covariance is skipped.
@@ -91,9 +91,7 @@ def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPat
     """Turn a kept filter history into the joint law of the path."""
     cov = kernel.form.covariance
 
-    def one(
-        before: tuple, ahead: tuple, transition: AffineGaussian
-    ) -> tuple[Array, Array, Array]:
+    def one(before: tuple, ahead: tuple, transition: AffineGaussian) -> tuple[Array, Array, Array]:
         spread = cov(before[1])
         moved = transition.matrix @ spread
         gain = solve_psd(jnp.tril(kernel.form.factor(ahead[1])), moved).T

@@ -6,11 +6,12 @@ and one observation, and the library lifts it over particles, time and series.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 
 from ssmkit import keys
@@ -92,6 +93,19 @@ class Simulation(NamedTuple):
 
     states: Array
     observations: Array
+
+
+def as_arrays(tree: PyTree) -> PyTree:
+    """Turn Python and numpy numbers in a pytree into arrays, so that they are traced."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, bool) or eqx.is_array(leaf):
+            return leaf
+        if isinstance(leaf, int | float | complex | np.ndarray | np.generic):
+            return jnp.asarray(leaf)
+        return leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def input_at(us: Inputs, t: int | Array) -> PyTree:

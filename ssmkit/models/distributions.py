@@ -6,7 +6,7 @@ an initial law that is flat in some directions.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class SingularNormal(dist.Distribution):
         True
     """
 
-    arg_constraints = {"mean": constraints.real_vector, "factor": constraints.real_matrix}
+    arg_constraints: ClassVar = {"mean": constraints.real_vector, "factor": constraints.real_matrix}
     support = constraints.real_vector
     pytree_data_fields = ("location", "factor")
 

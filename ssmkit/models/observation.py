@@ -117,7 +117,7 @@ def observed_log_prob(
     """
     if observed is None:
         return distribution.log_prob(y)
-    observed = jnp.asarray(observed, bool)
+    y, observed = jnp.asarray(y), jnp.asarray(observed, bool)
     if observed.ndim == 0 or distribution.event_shape == ():
         return _whole(distribution, y, observed)
     if not supports_coordinates(distribution):
@@ -141,8 +141,7 @@ def feasible(distribution: dist.Distribution, y: Array, observed: Array) -> Arra
     """Fill what is not observed with a value inside the support."""
     inside = distribution.support.feasible_like(jnp.zeros_like(y))
     mask = jnp.reshape(observed, observed.shape + (1,) * (y.ndim - observed.ndim))
-    # not cast to the shape of y: the support may differ between the laws of a batch
-    return jnp.where(mask, y, jnp.asarray(inside).astype(y.dtype))
+    return jnp.where(mask, y, jnp.broadcast_to(inside, y.shape).astype(y.dtype))
 
 
 def _whole(distribution: dist.Distribution, y: Array, observed: Array) -> Array:

@@ -18,7 +18,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from ssmkit.errors import ModelError, ParameterError
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.base import StateSpaceModel, as_arrays
 from ssmkit.typing import Key, PyTree, Scalar
 
 
@@ -136,7 +136,12 @@ def build(target: Program, values: Mapping[str, PyTree]) -> StateSpaceModel:
     Raises:
         ParameterError: a site is missing or misspelt.
     """
-    return build_with_prior(target, values)[0]
+    return as_arrays(build_with_prior(target, values)[0])
+
+
+def build_many(target: Program, values: Mapping[str, PyTree]) -> StateSpaceModel:
+    """Build the models at many parameter values, stacked along a leading axis ``K``."""
+    return eqx.filter_vmap(lambda one: as_arrays(build(target, one)))(dict(values))
 
 
 def build_with_prior(
@@ -152,7 +157,7 @@ def build_with_prior(
     tracer = handlers.trace(_Strict(target, dict(values)))
     model = tracer()
     log_prior = jnp.zeros(())
-    for name, message in tracer.trace.items():
+    for message in tracer.trace.values():
         if message["type"] == "sample":
             term = message["fn"].log_prob(message["value"])
             scale = message.get("scale")

@@ -26,7 +26,7 @@ from ssmkit.models.checks import (
     require_at_least_zero,
     root,
 )
-from ssmkit.models.structural.base import Start, StateEquation, Structural
+from ssmkit.models.structural.base import Observation, Start, StateEquation, Structural
 from ssmkit.typing import Array, Float, PyTree
 
 
@@ -112,18 +112,19 @@ class AutoRegressive(Structural):
         size, dtype = len(self.coefficients), float_type(self.coefficients, self.variance)
         matrix = jnp.eye(size, k=-1, dtype=dtype).at[0].set(self.coefficients)
         noise = jnp.zeros(size, dtype).at[0].set(root(self.variance))
-        return StateEquation(matrix, noise)
+        return StateEquation(matrix, noise, self.has_density)
 
     def start(self) -> Start:
         """Return the stationary law."""
-        matrix, noise = self.equation()
+        matrix, noise, _ = self.equation()
         factor = noise[0] * psd_factor(stationary_covariance(matrix))
         return Start(factor, jnp.zeros((len(matrix), 0), matrix.dtype))
 
-    def loading(self, u: PyTree) -> Float[Array, " p"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the row that picks the present value."""
         dtype = float_type(self.coefficients, self.variance)
-        return jnp.zeros(len(self.coefficients), dtype).at[0].set(1)
+        row = jnp.zeros(len(self.coefficients), dtype).at[0].set(1)
+        return Observation(row, self.noise_variance)
 
 
 def stationary_covariance(matrix: Float[Array, "p p"]) -> Float[Array, "p p"]:

@@ -6,10 +6,10 @@ x^{(i)}_t = F_i x^{(i)}_{t-1} + s_i \odot N(0, I)\]
 Source: A. C. Harvey (1989), Forecasting, Structural Time Series Models and the Kalman Filter.
 """
 
-# no `from __future__ import annotations`: equinox reads AbstractVar at run time
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
@@ -25,10 +25,24 @@ class StateEquation(NamedTuple):
     Attributes:
         matrix: transition matrix ``(D, D)``.
         noise: standard deviations of the state noise ``(D,)``; zero where there is none.
+        has_density: whether every state has noise of its own.
     """
 
     matrix: Float[Array, "D D"]
     noise: Float[Array, " D"]
+    has_density: bool
+
+
+class Observation(NamedTuple):
+    """What is seen of a component.
+
+    Attributes:
+        loading: row ``(D,)`` that maps the state to its contribution to the observation.
+        noise_variance: variance of the observation noise.
+    """
+
+    loading: Float[Array, " D"]
+    noise_variance: Number
 
 
 class Start(NamedTuple):
@@ -57,9 +71,6 @@ class Structural(StateSpaceModel):
     Source: A. C. Harvey (1989), Forecasting, Structural Time Series Models and the Kalman Filter.
     """
 
-    noise_variance: eqx.AbstractVar[Number]
-    has_density: eqx.AbstractVar[bool]
-
     def equation(self) -> StateEquation:
         """Return the state equation."""
         raise NotImplementedError
@@ -69,8 +80,8 @@ class Structural(StateSpaceModel):
         matrix = self.equation().matrix
         return Start(jnp.zeros_like(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
 
-    def loading(self, u: PyTree) -> Float[Array, " D"]:
-        """Return the row that maps the state to its contribution to the observation."""
+    def observation(self, u: PyTree) -> Observation:
+        """Return the loading and the noise variance of the observation."""
         raise NotImplementedError
 
     @property
@@ -79,7 +90,7 @@ class Structural(StateSpaceModel):
         raise NotImplementedError
 
     @property
-    def parts(self) -> "tuple[Structural, ...]":
+    def parts(self) -> tuple[Structural, ...]:
         """The components of a sum; of one component, itself."""
         return (self,)
 
@@ -103,7 +114,7 @@ class Structural(StateSpaceModel):
             >>> {name: row.tolist() for name, row in model.components().items()}
             {'level': [1.0, 0.0, 0.0], 'seasonal': [0.0, 1.0, 0.0]}
         """
-        rows = [part.loading(u) for part in self.parts]
+        rows = [part.observation(u).loading for part in self.parts]
         zeros = [jnp.zeros_like(row) for row in rows]
         return {
             part.labels[0]: jnp.concatenate([*zeros[:i], rows[i], *zeros[i + 1 :]])
@@ -116,22 +127,23 @@ class Structural(StateSpaceModel):
         mean = jnp.zeros(len(factor), factor.dtype)
         if directions.shape[1]:
             return Diffuse(mean, factor, directions)
-        if not self.has_density:
+        if not self.equation().has_density:
             return SingularNormal(mean, factor)
         return dist.MultivariateNormal(mean, scale_tril=factor)
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_t``: normal, singular where a state has no noise of its own."""
-        matrix, noise = self.equation()
-        if self.has_density:
+        matrix, noise, has_density = self.equation()
+        if has_density:
             return dist.Normal(matrix @ x, noise).to_event(1)
         return SingularNormal(matrix @ x, jnp.diag(noise))
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``y_t``, a scalar."""
-        return dist.Normal(self.loading(u) @ x, root(self.noise_variance))
+        loading, noise_variance = self.observation(u)
+        return dist.Normal(loading @ x, root(noise_variance))
 
-    def with_initial(self, mean: Any, covariance: Any) -> "Structural":
+    def with_initial(self, mean: Any, covariance: Any) -> Structural:
         r"""Return the same model with a proper start \(N(m, P)\) instead of a diffuse one.
 
         Engines other than the Kalman filter need one.
@@ -154,7 +166,7 @@ class Structural(StateSpaceModel):
 
         return with_initial(self, mean, covariance)
 
-    def __add__(self, other: object) -> "Structural":
+    def __add__(self, other: object) -> Structural:
         """Add the components of another structural model."""
         from ssmkit.models.structural.sums import StructuralSum
 
@@ -162,6 +174,6 @@ class Structural(StateSpaceModel):
             return NotImplemented
         return StructuralSum((*self.parts, *other.parts))
 
-    def __radd__(self, other: object) -> "Structural":
+    def __radd__(self, other: object) -> Structural:
         """Let ``sum([a, b, c])`` work, which starts at 0."""
         return self if isinstance(other, int) and other == 0 else NotImplemented

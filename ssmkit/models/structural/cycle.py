@@ -26,8 +26,8 @@ from ssmkit.models.checks import (
     require_positive,
     root,
 )
-from ssmkit.models.structural.base import Start, StateEquation, Structural
-from ssmkit.typing import Array, Float, PyTree
+from ssmkit.models.structural.base import Observation, Start, StateEquation, Structural
+from ssmkit.typing import PyTree
 
 
 class Cycle(Structural):
@@ -96,9 +96,8 @@ class Cycle(Structural):
         angle = 2 * jnp.pi / jnp.asarray(self.period)
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         matrix = self.damping * jnp.array([[cos, sin], [-sin, cos]])
-        return StateEquation(
-            matrix.astype(self._dtype), jnp.full(2, root(self.variance), self._dtype)
-        )
+        noise = jnp.full(2, root(self.variance), self._dtype)
+        return StateEquation(matrix.astype(self._dtype), noise, self.has_density)
 
     def start(self) -> Start:
         """Return the stationary law of a damped cycle, else a diffuse start."""
@@ -108,9 +107,9 @@ class Cycle(Structural):
         eye = jnp.eye(2, dtype=self._dtype)
         return Start(stationary.astype(self._dtype) * eye, eye[:, :0])
 
-    def loading(self, u: PyTree) -> Float[Array, " 2"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the row ``[1, 0]``."""
-        return jnp.array([1, 0], self._dtype)
+        return Observation(jnp.array([1, 0], self._dtype), self.noise_variance)
 
     @property
     def _dtype(self) -> Any:

@@ -11,8 +11,8 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ssmkit.models.checks import Number, float_type, is_zero, require_at_least_zero, root
-from ssmkit.models.structural.base import StateEquation, Structural
-from ssmkit.typing import Array, Float, PyTree
+from ssmkit.models.structural.base import Observation, StateEquation, Structural
+from ssmkit.typing import PyTree
 
 
 class LocalLevel(Structural):
@@ -58,8 +58,10 @@ class LocalLevel(Structural):
     def equation(self) -> StateEquation:
         """Return the random walk."""
         dtype = float_type(self.level_variance)
-        return StateEquation(jnp.ones((1, 1), dtype), root(self.level_variance)[None])
+        noise = root(self.level_variance)[None]
+        return StateEquation(jnp.ones((1, 1), dtype), noise, self.has_density)
 
-    def loading(self, u: PyTree) -> Float[Array, " 1"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the row ``[1]``."""
-        return jnp.ones(1, float_type(self.level_variance))
+        row = jnp.ones(1, float_type(self.level_variance))
+        return Observation(row, self.noise_variance)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from ssmkit.errors import DataError, ParameterError, ShapeError
 from ssmkit.models.checks import Number, float_type, require_at_least_zero, require_input
-from ssmkit.models.structural.base import StateEquation, Structural
-from ssmkit.typing import Array, Float, PyTree
+from ssmkit.models.structural.base import Observation, StateEquation, Structural
+from ssmkit.typing import Array, PyTree
 
 
 class Regression(Structural):
@@ -39,8 +39,8 @@ class Regression(Structural):
         >>> model = sk.models.LocalLevel(1.0, 2.0) + sk.models.Regression(1, input="price")
         >>> model.state_names
         ('level', 'beta[price]')
-        >>> model.loading({"price": 3.0}).tolist()
-        [1.0, 3.0]
+        >>> model.components({"price": 3.0})["price"].tolist()
+        [0.0, 3.0]
 
     Source: J. Durbin and S. J. Koopman (2012), 3.2.5.
     """
@@ -49,7 +49,6 @@ class Regression(Structural):
     input: str | None = eqx.field(static=True, default=None)
     noise_variance: Number = 0.0
     name: str | None = eqx.field(static=True, default=None)
-    has_density: bool = eqx.field(static=True, init=False)
 
     def __post_init__(self) -> None:
         """Check the number of inputs and the variance."""
@@ -61,7 +60,6 @@ class Regression(Structural):
                 fix="Regression(us.shape[1])",
             )
         require_at_least_zero(self, noise_variance=self.noise_variance)
-        self.has_density = False
 
     @property
     def labels(self) -> tuple[str, tuple[str, ...]]:
@@ -78,9 +76,9 @@ class Regression(Structural):
         """Return constant states."""
         dtype = float_type(self.noise_variance)
         eye = jnp.eye(self.num_inputs, dtype=dtype)
-        return StateEquation(eye, jnp.zeros(self.num_inputs, dtype))
+        return StateEquation(eye, jnp.zeros(self.num_inputs, dtype), False)
 
-    def loading(self, u: PyTree) -> Float[Array, " P"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the input itself."""
         u = require_input(self, u)
         if self.input is not None or isinstance(u, Mapping):
@@ -93,7 +91,7 @@ class Regression(Structural):
                 expected=f"shape ({self.num_inputs},)",
                 fix=f"us of shape (T, {self.num_inputs})",
             )
-        return row.astype(float_type(row))
+        return Observation(row.astype(float_type(row)), self.noise_variance)
 
     def _entry(self, u: PyTree) -> Array:
         if isinstance(u, Mapping) and self.input in u:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from ssmkit.errors import ParameterError
 from ssmkit.models.checks import Number, float_type, is_zero, require_at_least_zero, root
-from ssmkit.models.structural.base import StateEquation, Structural
-from ssmkit.typing import Array, Float, PyTree
+from ssmkit.models.structural.base import Observation, StateEquation, Structural
+from ssmkit.typing import PyTree
 
 
 class Seasonal(Structural):
@@ -68,8 +68,10 @@ class Seasonal(Structural):
         """Return the last ``period - 1`` effects."""
         size, dtype = self.period - 1, float_type(self.variance)
         matrix = jnp.eye(size, k=-1, dtype=dtype).at[0].set(-1)
-        return StateEquation(matrix, jnp.zeros(size, dtype).at[0].set(root(self.variance)))
+        noise = jnp.zeros(size, dtype).at[0].set(root(self.variance))
+        return StateEquation(matrix, noise, self.has_density)
 
-    def loading(self, u: PyTree) -> Float[Array, " D"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the row that picks the present effect."""
-        return jnp.zeros(self.period - 1, float_type(self.variance)).at[0].set(1)
+        row = jnp.zeros(self.period - 1, float_type(self.variance)).at[0].set(1)
+        return Observation(row, self.noise_variance)

@@ -12,9 +12,9 @@ from jax.scipy.linalg import block_diag
 
 from ssmkit.errors import ModelError, ShapeError
 from ssmkit.linalg import psd_factor
-from ssmkit.models.checks import Number, as_float, is_singular
+from ssmkit.models.checks import as_float, is_singular
 from ssmkit.models.distributions import SingularNormal
-from ssmkit.models.structural.base import Start, StateEquation, Structural
+from ssmkit.models.structural.base import Observation, Start, StateEquation, Structural
 from ssmkit.typing import Array, Float, PyTree
 
 
@@ -68,40 +68,31 @@ class StructuralSum(Structural):
         return self.terms
 
     @property
-    def noise_variance(self) -> Number:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Sum of the noise variances."""
-        return sum(part.noise_variance for part in self.parts)
-
-    @property
-    def has_density(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether every state has noise of its own."""
-        return all(part.has_density for part in self.parts)
-
-    @property
     def labels(self) -> tuple[str, tuple[str, ...]]:
         """Name of the sum, and of all states."""
         return "sum", tuple(name for part in self.parts for name in part.labels[1])
 
     def equation(self) -> StateEquation:
         """Return the joint state equation."""
-        matrices, noises = zip(*(part.equation() for part in self.parts), strict=True)
-        return StateEquation(block_diag(*matrices), jnp.concatenate(noises))
+        matrices, noises, dense = zip(*(part.equation() for part in self.parts), strict=True)
+        return StateEquation(block_diag(*matrices), jnp.concatenate(noises), all(dense))
 
     def start(self) -> Start:
         """Return the joint start."""
         factors, directions = zip(*(part.start() for part in self.parts), strict=True)
         return Start(block_diag(*factors), block_diag(*directions))
 
-    def loading(self, u: PyTree) -> Float[Array, " D"]:
-        """Return the joint row."""
-        return jnp.concatenate([part.loading(u) for part in self.parts])
+    def observation(self, u: PyTree) -> Observation:
+        """Return the joint row and the sum of the noise variances."""
+        rows, variances = zip(*(part.observation(u) for part in self.parts), strict=True)
+        return Observation(jnp.concatenate(rows), sum(variances))
 
     def initial(self, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_0``: that of the components, or the one given."""
         if self.initial_mean is None or self.initial_cov is None:
             return super().initial(u)
         factor = psd_factor(self.initial_cov)
-        if not self.has_density:
+        if not self.equation().has_density:
             return SingularNormal(self.initial_mean, factor)
         return dist.MultivariateNormal(self.initial_mean, scale_tril=factor)
 

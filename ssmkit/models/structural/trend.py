@@ -12,8 +12,8 @@ import equinox as eqx
 import jax.numpy as jnp
 
 from ssmkit.models.checks import Number, float_type, is_zero, require_at_least_zero, root
-from ssmkit.models.structural.base import StateEquation, Structural
-from ssmkit.typing import Array, Float, PyTree
+from ssmkit.models.structural.base import Observation, StateEquation, Structural
+from ssmkit.typing import PyTree
 
 
 class LocalLinearTrend(Structural):
@@ -69,8 +69,9 @@ class LocalLinearTrend(Structural):
         dtype = float_type(self.level_variance, self.slope_variance)
         matrix = jnp.array([[1, 1], [0, 1]], dtype)
         noise = jnp.stack([root(self.level_variance), root(self.slope_variance)])
-        return StateEquation(matrix, noise.astype(dtype))
+        return StateEquation(matrix, noise.astype(dtype), self.has_density)
 
-    def loading(self, u: PyTree) -> Float[Array, " 2"]:
+    def observation(self, u: PyTree) -> Observation:
         """Return the row ``[1, 0]``: only the level is seen."""
-        return jnp.array([1, 0], float_type(self.level_variance, self.slope_variance))
+        row = jnp.array([1, 0], float_type(self.level_variance, self.slope_variance))
+        return Observation(row, self.noise_variance)

@@ -1,0 +1,135 @@
+"""Exact inference for finite states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssmkit.beliefs import Categorical, Particles
+from ssmkit.engines.options import short_repr
+from ssmkit.errors import EngineError
+from ssmkit.hidden_markov import (
+    categorical_paths,
+    filter_finite,
+    finite_kernel,
+    log_initial_vector,
+    predict,
+)
+from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ForwardBackward:
+    r"""Exact filter, smoother, path draws, Viterbi path and evidence for finite states.
+
+    \[\alpha_t(j) \propto p(y_t \mid j) \sum_i \alpha_{t-1}(i)\, P_{ij}\]
+
+    The model's initial and transition laws are Categorical; the emission is any law. Beliefs
+    answer ``probabilities()``; ``states.most_likely()`` is the Viterbi path.
+
+    Args:
+        num_forecast_draws: draws per step that stand for forecast observations.
+
+    Example:
+        >>> import jax.numpy as jnp, ssmkit as sk
+        >>> model = sk.models.DiscreteHMM.normal(
+        ...     jnp.array([0.5, 0.5]), jnp.array([[0.9, 0.1], [0.1, 0.9]]),
+        ...     jnp.array([-1.0, 1.0]), jnp.array([0.5, 0.5]))
+        >>> posterior = sk.infer(0, sk.ForwardBackward(), model, jnp.array([-1.2, -0.8, 1.1]))
+        >>> posterior.states.most_likely().tolist()
+        [0, 0, 1]
+
+    Source: Rabiner (1989).
+    """
+
+    num_forecast_draws: int = 2000
+
+    evidence_kind = "exact"
+
+    __repr__ = short_repr
+
+    def check(self, model: StateSpaceModel, us: Inputs) -> None:
+        """Refuse models whose state is not finite.
+
+        Raises:
+            EngineError: the initial law is not Categorical.
+        """
+        start = model.at(0).initial(input_at(us, 0))
+        if not getattr(start, "is_discrete", False) or not start.has_enumerate_support:
+            raise EngineError(
+                f"{self!r} needs a finite state.",
+                got=f"initial law {type(start).__name__}",
+                expected="a numpyro Categorical",
+                fix="sk.Kalman() for linear Gaussian models, sk.UnscentedKalman() for others",
+            )
+        log_initial_vector(model, input_at(us, 0))
+
+    def log_evidence(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
+    ) -> Scalar:
+        """Log evidence in nats; memory does not grow with the length of the series."""
+        return filter_finite(finite_kernel(model, us), ys, us, mask, keep=False)[0].log_evidence
+
+    def infer(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        ys: Array,
+        us: Inputs,
+        mask: Array | None,
+        keep: str,
+    ) -> dict[str, Any]:
+        """Everything about the states of one series at one parameter value."""
+        kernel = finite_kernel(model, us)
+        state, steps = filter_finite(kernel, ys, us, mask, keep=keep == "all")
+        parts: dict[str, Any] = {
+            "log_evidence": state.log_evidence,
+            "final": Categorical(state.belief),
+            "carry": state,
+        }
+        if steps is None:
+            return parts
+        paths = categorical_paths(kernel, steps)
+        return parts | {
+            "log_likelihood": steps.log_likelihood,
+            "predicted": Categorical(steps.predicted),
+            "filtered": Categorical(steps.filtered),
+            "states": (Categorical(paths.marginals()), paths),
+            "carries": {"belief": steps.filtered},
+        }
+
+    def forecast(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: Any,
+        start: int | Array,
+        num_steps: int,
+        us: Inputs,
+    ) -> dict[str, Any]:
+        """Exact beliefs about the next states, and draws of the next observations."""
+        kernel = finite_kernel(model, us)
+
+        def ahead(state: Any, at: tuple[Array, PyTree]) -> tuple[Any, tuple]:
+            t, u = at
+            state = predict(kernel, state, t, u)
+
+            def draw(draw_key: Key) -> Array:
+                pick, emit = jax.random.split(draw_key)
+                x = jax.random.categorical(pick, state.belief)
+                return model.at(t).emission(x, u).sample(emit)
+
+            step_keys = jax.random.split(jax.random.fold_in(key, t), self.num_forecast_draws)
+            return state, (state.belief, jax.vmap(draw)(step_keys))
+
+        times = start + jnp.arange(num_steps)
+        beliefs, draws = jax.lax.scan(ahead, carry, (times, us))[1]
+        weights = jnp.zeros(draws.shape[:2], beliefs.dtype)
+        return {
+            "states": Categorical(beliefs),
+            "observations": Particles(draws, weights, draws.shape[2:]),
+        }

@@ -1,0 +1,259 @@
+"""What all plots share: axes, colours, dates, bands, and the checks of what was asked for.
+
+Matplotlib is imported when something is drawn, so that ``import ssmkit`` stays cheap; its global
+settings are never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmkit.beliefs import Belief, Categorical
+from ssmkit.errors import EngineError, NotComputed, OptionError, ShapeError, UnknownNameError
+from ssmkit.posterior import Posterior
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Okabe and Ito (2008): told apart with every common form of colour blindness.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)
+INK, GREY, PALE = "#333333", "#8A8A8A", "#D9D9D9"
+
+
+def new_axes(
+    rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (8.0, 3.6), sharex: bool = False
+) -> np.ndarray:
+    """Make a figure and return its axes ``(rows, columns)``; ``size`` is in inches."""
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, sharex=sharex, layout="constrained"
+    )
+    return axes
+
+
+def given_axes(axes: Any, count: int, what: str) -> list[Axes]:
+    """Flatten the axes that a caller passed and check their number.
+
+    Raises:
+        ShapeError: there are not ``count`` of them.
+    """
+    flat = list(np.ravel(np.asarray(axes, dtype=object)))
+    if len(flat) != count:
+        raise ShapeError(
+            f"plots.{what} draws {count} panels.", got=f"{len(flat)} axes", expected=f"{count} axes"
+        )
+    return flat
+
+
+def tidy(ax: Axes, *, title: str | None = None, ylabel: str | None = None) -> Axes:
+    """Remove what carries no information, and label."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(GREY)
+    ax.tick_params(colors=INK, labelsize=9)
+    ax.grid(axis="y", color=PALE, linewidth=0.6, alpha=0.6)
+    ax.set_axisbelow(True)
+    if title is not None:
+        ax.set_title(title, loc="left", fontsize=10.5, color=INK)
+    if ylabel is not None:
+        ax.set_ylabel(ylabel, fontsize=9.5, color=INK)
+    return ax
+
+
+def legend(ax: Axes) -> None:
+    """Add a small legend where there is something to tell apart."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(handles) > 1:
+        ax.legend(handles, labels, frameon=False, fontsize=8.5, loc="best", labelcolor=INK)
+
+
+def positions(times: pd.Index | None, length: int) -> np.ndarray:
+    """Places on the x axis: dates, numbers, or ``0 … length-1`` where there is neither."""
+    if times is None or len(times) != length:
+        return np.arange(length)
+    if hasattr(times, "to_timestamp"):  # periods
+        times = times.to_timestamp()  # pyright: ignore[reportAttributeAccessIssue]
+    values = np.asarray(times)
+    if values.dtype == object and hasattr(times, "tz_localize"):  # dates with a time zone
+        values = np.asarray(times.tz_localize(None))  # pyright: ignore[reportAttributeAccessIssue]
+    return values if values.dtype.kind in "Miuf" else np.arange(length)
+
+
+def label_time(ax: Axes, x: np.ndarray) -> None:
+    """Format the x axis for dates, or name it for steps."""
+    if x.dtype.kind != "M":
+        ax.set_xlabel("t", fontsize=9.5, color=INK)
+        return
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator()
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def finite_only(*arrays: Any) -> list[np.ndarray]:
+    """Put nan wherever one of the arrays is infinite, so that it is neither drawn nor scaled to."""
+    found = [np.asarray(a, float) for a in arrays]
+    there = np.logical_and.reduce([np.isfinite(a) for a in found])
+    return [np.where(there, a, np.nan) for a in found]
+
+
+def draw_band(
+    ax: Axes, x: np.ndarray, belief: Belief, column: int, level: float, label: str | None = None
+) -> None:
+    """Draw the mean and the central interval of one coordinate, where its variance is finite."""
+    mean, low, high = finite_only(*interval(belief, column, level))
+    name = "mean" if label is None else label
+    band = {"color": BLUE, "alpha": 0.2, "linewidth": 0}
+    ax.fill_between(x, low, high, label=f"{100 * level:g} % interval", **band)
+    ax.plot(x, mean, color=BLUE, linewidth=1.6, label=name)
+
+
+def interval(belief: Belief, column: int, level: float) -> tuple[Any, Any, Any]:
+    """Mean and ends of the central interval of one coordinate, each ``(T,)``."""
+    tail = (1 - level) / 2
+    ends = np.asarray(belief.quantile(jnp.array([tail, 1 - tail])))
+    ends = ends.reshape(2, ends.shape[1], -1)[..., column]
+    mean = np.asarray(belief.mean())
+    return mean.reshape(mean.shape[0], -1)[:, column], ends[0], ends[1]
+
+
+def draw_data(ax: Axes, x: np.ndarray, ys: np.ndarray, label: str = "data") -> None:
+    """Draw observations as dots; what is missing leaves a gap."""
+    size = 3.5 if len(ys) <= 200 else 2.2
+    ax.plot(x, ys, "o", color=INK, markersize=size, alpha=0.65, markeredgewidth=0, label=label)
+
+
+def shade_missing(ax: Axes, x: np.ndarray, missing: np.ndarray) -> None:
+    """Shade spans of time in which nothing was observed."""
+    if not missing.any() or len(x) < 2:
+        return
+    half = (x[1:] - x[:-1]) / 2
+    left = x - np.concatenate([half[:1], half])
+    right = x + np.concatenate([half, half[-1:]])
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], missing.astype(int), [0]])))
+    for number, (start, stop) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
+        label = "missing" if number == 0 else None
+        span = {"color": ORANGE, "alpha": 0.25, "linewidth": 0, "zorder": 0.5}
+        ax.axvspan(left[start], right[stop - 1], label=label, **span)
+
+
+def draw_probabilities(ax: Axes, x: np.ndarray, belief: Categorical) -> None:
+    """Stack the probabilities of the states."""
+    probabilities = np.asarray(belief.probabilities())
+    names = belief.labels.names
+    if names is None or len(names) != probabilities.shape[-1]:
+        names = tuple(f"state {k}" for k in range(probabilities.shape[-1]))
+    colours = [COLOURS[k % len(COLOURS)] for k in range(len(names))]
+    ax.stackplot(x, probabilities.T, labels=names, colors=colours, alpha=0.75, linewidth=0)
+    ax.set_ylim(0, 1)
+    ax.margins(x=0)
+
+
+def observations(posterior: Posterior) -> tuple[np.ndarray, np.ndarray]:
+    """Data ``(T, M)`` with nan where missing, and steps ``(T,)`` with nothing observed."""
+    data = posterior.data
+    ys = np.asarray(data.ys, float).reshape(data.ys.shape[0], -1)
+    if data.mask is not None:
+        ys = np.where(np.asarray(data.mask).reshape(ys.shape), ys, np.nan)
+    return ys, ~np.isfinite(ys).any(axis=1)
+
+
+def require_series(posterior: Any, what: str) -> None:
+    """Refuse what is no posterior of one series.
+
+    Raises:
+        EngineError: a batch, or something else.
+    """
+    if not isinstance(posterior, Posterior):
+        raise EngineError(
+            f"plots.{what} draws a posterior.",
+            got=type(posterior).__name__,
+            expected="what sk.infer returns",
+        )
+    if posterior.is_batch:
+        raise EngineError(
+            f"plots.{what} draws one series, and this posterior holds a batch.",
+            fix=f"sk.plots.{what}(posterior[0])",
+        )
+
+
+def require_level(level: float) -> None:
+    """Refuse a level that is no probability.
+
+    Raises:
+        OptionError: outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise OptionError(
+            "level is the probability inside the band.", got=level, expected="in (0, 1)"
+        )
+
+
+def coordinate_names(belief: Belief, default: str) -> list[str]:
+    """Names of the coordinates of a belief's event."""
+    size = int(np.prod(belief.event_shape))
+    names = belief.labels.names
+    if names is not None and len(names) == size:
+        return list(names)
+    return [default] if belief.event_shape == () else [f"{default}{i}" for i in range(size)]
+
+
+def find(names: Sequence[str], index: int | str, what: str) -> int:
+    """Turn a name or a number into a column.
+
+    Raises:
+        UnknownNameError: there is no such column; the text lists the names.
+    """
+    if isinstance(index, str) and index in names:
+        return list(names).index(index)
+    if isinstance(index, int | np.integer) and -len(names) <= index < len(names):
+        return int(index) % len(names)
+    raise UnknownNameError(
+        f"there is no {what} of this name or number.",
+        got=repr(index),
+        expected=f"one of {', '.join(names)}, or a number below {len(names)}",
+    )
+
+
+def on_data_scale(posterior: Posterior, mean: np.ndarray, ys: np.ndarray) -> bool:
+    """Whether most of a line lies within the range of the data."""
+    seen = ys[np.isfinite(ys)]
+    if posterior.data.ys.ndim > 1 and ys.shape[1] > 1:
+        return False
+    if seen.size == 0:
+        return False
+    margin = 0.1 * (seen.max() - seen.min())
+    inside = (mean > seen.min() - margin) & (mean < seen.max() + margin)
+    return bool(inside.mean() > 0.5)
+
+
+def observed_directly(posterior: Posterior, column: int) -> bool:
+    """Whether the mean of the observation moves one for one with a coordinate of the state."""
+    model = posterior.model
+    if posterior.num_state_draws > 1:
+        model = jax.tree.map(lambda a: a[0], model)
+    u = jax.tree.map(lambda a: a[0], posterior.data.us)
+    event = posterior.states.marginals.event_shape
+    try:
+        zero = jnp.zeros(event)
+        one = zero.ravel().at[column].set(1.0).reshape(event)
+        mean = [model.at(0).emission(x, u).mean for x in (zero, one)]
+        response = np.ravel(np.asarray(mean[1] - mean[0]))
+    except (NotComputed, NotImplementedError, AttributeError, TypeError, ValueError):
+        return False
+    return response.size == 1 and bool(np.isclose(response[0], 1.0))
