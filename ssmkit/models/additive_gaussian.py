@@ -20,6 +20,7 @@ from ssmkit.linalg import psd_factor
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import as_float, is_singular, is_zero, require_no_negative
 from ssmkit.models.distributions import SingularNormal
+from ssmkit.models.laws import multivariate_normal, normal
 from ssmkit.typing import Array, Float, PyTree
 
 NOISES = ("transition_noise", "emission_noise", "initial_noise")
@@ -117,15 +118,11 @@ class AdditiveGaussian(StateSpaceModel):
     def _around(self, mean: Array, name: str) -> dist.Distribution:
         noise = getattr(self, name)
         is_singular = name in self.singular and name != "emission_noise"
-        if mean.ndim == 0:
-            return dist.Normal(mean, noise)
-        if noise.ndim < 2:
-            if is_singular:
-                return SingularNormal(mean, jnp.diag(jnp.broadcast_to(noise, mean.shape)))
-            return dist.Normal(mean, jnp.broadcast_to(noise, mean.shape)).to_event(1)
+        if noise.ndim == 2:
+            return multivariate_normal(mean, psd_factor(noise), is_singular=is_singular)
         if is_singular:
-            return SingularNormal(mean, psd_factor(noise))
-        return dist.MultivariateNormal(mean, scale_tril=psd_factor(noise))
+            return SingularNormal(mean, jnp.diag(jnp.broadcast_to(noise, mean.shape)))
+        return normal(mean, noise)
 
 
 def takes_input(function: Callable[..., Any]) -> bool:

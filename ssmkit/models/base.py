@@ -6,23 +6,23 @@ and one observation, and the library lifts it over particles, time and series.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 
 from ssmkit import keys
-from ssmkit.errors import ModelError
+from ssmkit.errors import ModelError, ShapeError
 from ssmkit.models.observation import (
     observed_log_prob,
     observed_mask,
     supports_coordinates,
     whole_rows,
 )
-from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
+from ssmkit.typing import Array, Inputs, Key, Law, PyTree, Scalar
 
 
 class StateSpaceModel(eqx.Module):
@@ -43,15 +43,15 @@ class StateSpaceModel(eqx.Module):
         Walk(scale=0.5)
     """
 
-    def initial(self, u: PyTree) -> dist.Distribution:
+    def initial(self, u: PyTree) -> Law:
         """Return the law of ``x_0``."""
         raise _missing_method(self, "initial(self, u)")
 
-    def transition(self, x: Array, u: PyTree) -> dist.Distribution:
+    def transition(self, x: Array, u: PyTree) -> Law:
         """Return the law of ``x_t`` given ``x_{t-1} = x``."""
         raise _missing_method(self, "transition(self, x, u)")
 
-    def emission(self, x: Array, u: PyTree) -> dist.Distribution:
+    def emission(self, x: Array, u: PyTree) -> Law:
         """Return the law of ``y_t`` given ``x_t = x``."""
         raise _missing_method(self, "emission(self, x, u)")
 
@@ -108,6 +108,13 @@ def as_arrays(tree: PyTree) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
+def abstract_law(call: Callable[[], Law]) -> Law:
+    """Make a distribution without computing it: only its type and shapes may be looked at."""
+    found: list[Any] = []
+    jax.eval_shape(lambda: found.append(call()))
+    return found[0]
+
+
 def input_at(us: Inputs, t: int | Array) -> PyTree:
     """Return the inputs at time ``t``; None stays None."""
     return jax.tree.map(lambda a: a[t], us)
@@ -159,6 +166,7 @@ def simulate(
     Raises:
         ImproperStartError: the model starts diffuse.
         OptionError: ``num_steps`` is below one.
+        ShapeError: inputs, or parameters that change with time, of another length.
 
     Example:
         >>> import ssmkit as sk
@@ -171,6 +179,15 @@ def simulate(
     key = keys.purpose(keys.as_key(key), "simulation")
     if num_steps < 1:
         raise OptionError("num_steps is too small.", got=num_steps, expected="at least 1")
+    model = as_arrays(model)
+    # inside the compiled loop an index past the end would take the last entry
+    lengths = {jnp.shape(a)[:1] for a in jax.tree.leaves(us)} | {(model.num_steps or num_steps,)}
+    if lengths != {(num_steps,)}:
+        raise ShapeError(
+            "num_steps does not fit the inputs, or the parameters of a time-varying model.",
+            got=f"num_steps={num_steps}, leading axes {sorted(lengths - {(num_steps,)})}",
+            expected=f"one entry per step: leading axis {num_steps}",
+        )
     draw = eqx.filter_jit(simulate_series)
     if num_series is None:
         return draw(key, model, num_steps, us)

@@ -15,7 +15,7 @@ from numpyro.distributions import constraints
 
 from ssmkit.errors import ImproperStartError, ModelError, SingularTransitionError
 from ssmkit.linalg import cholesky_psd
-from ssmkit.typing import Array, Float, Key
+from ssmkit.typing import Array, Float, Key, Law
 
 
 class SingularNormal(dist.Distribution):
@@ -45,7 +45,7 @@ class SingularNormal(dist.Distribution):
         self.location = mean
         self.factor = factor
         batch = jnp.broadcast_shapes(jnp.shape(mean)[:-1], jnp.shape(factor)[:-2])
-        super().__init__(batch, jnp.shape(mean)[-1:])
+        super().__init__(batch, jnp.shape(mean)[-1:], validate_args=False)
 
     def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draw ``mean + factor @ noise``."""
@@ -116,7 +116,7 @@ class Diffuse(dist.Distribution):
         self.location = mean
         self.factor = jnp.zeros((size, size), mean.dtype) if factor is None else factor
         self.directions = jnp.eye(size, dtype=mean.dtype) if directions is None else directions
-        super().__init__((), (size,))
+        super().__init__((), (size,), validate_args=False)
 
     def _refuse(self, what: str) -> ImproperStartError:
         return ImproperStartError(
@@ -157,19 +157,19 @@ GAUSSIAN = (
 )
 
 
-def base_distribution(distribution: dist.Distribution) -> dist.Distribution:
+def base_distribution(distribution: Law) -> Law:
     """Strip ``Independent`` and ``ExpandedDistribution`` wrappers."""
     while isinstance(distribution, dist.Independent | dist.ExpandedDistribution):
         distribution = distribution.base_dist
     return distribution
 
 
-def is_gaussian(distribution: dist.Distribution) -> bool:
+def is_gaussian(distribution: Law) -> bool:
     """Whether the law is exactly Gaussian (point masses and singular ones included)."""
     return isinstance(base_distribution(distribution), GAUSSIAN)
 
 
-def moments(distribution: dist.Distribution) -> tuple[Array, Array]:
+def moments(distribution: Law) -> tuple[Array, Array]:
     """Mean and covariance factor of one law, with the event flattened.
 
     Args:
@@ -196,7 +196,7 @@ def moments(distribution: dist.Distribution) -> tuple[Array, Array]:
     return mean, jnp.ravel(_standard_deviation(distribution, base))
 
 
-def _standard_deviation(distribution: dist.Distribution, base: Any) -> Array:
+def _standard_deviation(distribution: Law, base: Any) -> Array:
     if isinstance(base, dist.Normal):
         return jnp.broadcast_to(base.scale, distribution.batch_shape + distribution.event_shape)
     if isinstance(base, dist.Delta):

@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, require_positive
+from ssmkit.models.laws import normal
 from ssmkit.typing import Array, PyTree
 
 
@@ -63,13 +64,13 @@ class Growth(StateSpaceModel):
 
     def initial(self, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_0``."""
-        return dist.Normal(0.0, self.initial_scale)
+        return normal(0.0, self.initial_scale)
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_t``, where ``t`` is ``self.time``."""
         wave = 8 * jnp.cos(1.2 * jnp.asarray(self.time)).astype(x.dtype)
-        return dist.Normal(x / 2 + 25 * x / (1 + x**2) + wave, self.transition_scale)
+        return normal(x / 2 + 25 * x / (1 + x**2) + wave, self.transition_scale)
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``y_t``."""
-        return dist.Normal(x**2 / 20, self.emission_scale)
+        return normal(x**2 / 20, self.emission_scale)

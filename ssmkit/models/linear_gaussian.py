@@ -20,7 +20,8 @@ from ssmkit.errors import ParameterError, ShapeError
 from ssmkit.linalg import psd_factor
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import as_float, is_singular, require_input, root
-from ssmkit.models.distributions import Diffuse, SingularNormal
+from ssmkit.models.distributions import Diffuse
+from ssmkit.models.laws import multivariate_normal, normal
 from ssmkit.models.slices import check_sizes, slice_at
 from ssmkit.typing import Array, Float, PyTree
 
@@ -76,9 +77,9 @@ class LinearGaussian(StateSpaceModel):
     Example:
         >>> import jax.numpy as jnp, ssmkit as sk
         >>> one = jnp.eye(1)
-        >>> model = sk.models.LinearGaussian(jnp.zeros(1), one, 0.9 * one, one, one, one)
+        >>> model = sk.models.LinearGaussian(jnp.zeros(1), one, 0.5 * one, one, one, one)
         >>> model.transition(jnp.array([2.0]), None).mean.tolist()
-        [1.8]
+        [1.0]
     """
 
     initial_mean: Float[Array, " D"]
@@ -134,24 +135,22 @@ class LinearGaussian(StateSpaceModel):
         factor = psd_factor(self.initial_cov)
         if self.initial_directions is not None:
             return Diffuse(self.initial_mean, factor, self.initial_directions)
-        if "initial_cov" in self.singular:
-            return SingularNormal(self.initial_mean, factor)
-        return dist.MultivariateNormal(self.initial_mean, scale_tril=factor)
+        is_singular = "initial_cov" in self.singular
+        return multivariate_normal(self.initial_mean, factor, is_singular=is_singular)
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_t``: normal, or singular."""
         mean = self._affine("transition", x, u)
         factor = psd_factor(self.transition_cov)
-        if "transition_cov" in self.singular:
-            return SingularNormal(mean, factor)
-        return dist.MultivariateNormal(mean, scale_tril=factor)
+        is_singular = "transition_cov" in self.singular
+        return multivariate_normal(mean, factor, is_singular=is_singular)
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``y_t``, a vector."""
         mean = self._affine("emission", x, u)
         if "emission_cov" in self.singular:  # some coordinates are seen without noise
-            return dist.Normal(mean, root(jnp.diagonal(self.emission_cov))).to_event(1)
-        return dist.MultivariateNormal(mean, scale_tril=psd_factor(self.emission_cov))
+            return normal(mean, root(jnp.diagonal(self.emission_cov)))
+        return multivariate_normal(mean, psd_factor(self.emission_cov))
 
     def at(self, t: int | Array) -> LinearGaussian:
         """Return the constant model that rules the step into time ``t``."""

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from ssmkit.errors import ParameterError
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, float_type, require_positive, require_scalars
+from ssmkit.models.laws import normal
 from ssmkit.typing import Array, Float, PyTree
 
 
@@ -106,15 +107,15 @@ class Lorenz63(StateSpaceModel):
     def initial(self, u: PyTree) -> dist.Distribution:
         """Return the law of the first state, about as wide as the attractor."""
         mean = jnp.array([0, 0, 25], float_type(self.initial_scale))
-        return dist.Normal(mean, self.initial_scale).to_event(1)
+        return normal(mean, self.initial_scale)
 
     def transition(self, x: Float[Array, " 3"], u: PyTree) -> dist.Distribution:
         """Return the law one ``time_step`` ahead."""
-        return dist.Normal(self.flow(x), self.transition_scale).to_event(1)
+        return normal(self.flow(x), self.transition_scale)
 
     def emission(self, x: Float[Array, " 3"], u: PyTree) -> dist.Distribution:
         """Return the law of the coordinates that are seen."""
-        return dist.Normal(x[jnp.array(self.observed)], self.emission_scale).to_event(1)
+        return normal(x[jnp.array(self.observed)], self.emission_scale)
 
     @property
     def state_names(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from jax.scipy.special import gammaln, logsumexp
 from ssmkit.errors import MissingDataError
 from ssmkit.linalg import cholesky_psd, solve_lower
 from ssmkit.models.distributions import base_distribution
-from ssmkit.typing import Array
+from ssmkit.typing import Array, Law
 
 MULTIVARIATE = (
     dist.MultivariateNormal,
@@ -76,7 +76,7 @@ def whole_rows(mask: Array) -> Array:
     return rows
 
 
-def supports_coordinates(distribution: dist.Distribution) -> bool:
+def supports_coordinates(distribution: Law) -> bool:
     """Whether single coordinates of one observation may be missing under this law."""
     if distribution.event_shape == ():
         return True
@@ -89,9 +89,7 @@ def supports_coordinates(distribution: dist.Distribution) -> bool:
     return isinstance(distribution, MULTIVARIATE)
 
 
-def observed_log_prob(
-    distribution: dist.Distribution, y: Array, observed: Array | None = None
-) -> Array:
+def observed_log_prob(distribution: Law, y: Array, observed: Array | None = None) -> Array:
     r"""Log density of the observed part of one observation, \(\log p(y_{obs})\), in nats.
 
     Nothing observed gives exactly zero. Whole observations may be missing under any law; single
@@ -137,19 +135,19 @@ def _no_marginals(emission: str) -> MissingDataError:
     )
 
 
-def feasible(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+def feasible(distribution: Law, y: Array, observed: Array) -> Array:
     """Fill what is not observed with a value inside the support."""
     inside = distribution.support.feasible_like(jnp.zeros_like(y))
     mask = jnp.reshape(observed, observed.shape + (1,) * (y.ndim - observed.ndim))
     return jnp.where(mask, y, jnp.broadcast_to(inside, y.shape).astype(y.dtype))
 
 
-def _whole(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+def _whole(distribution: Law, y: Array, observed: Array) -> Array:
     log_prob = distribution.log_prob(feasible(distribution, y, observed))
     return jnp.where(observed, log_prob, 0.0)
 
 
-def _coordinates(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+def _coordinates(distribution: Law, y: Array, observed: Array) -> Array:
     if isinstance(distribution, dist.MixtureSameFamily):
         return _mixture(distribution.mixing_distribution, distribution, y, observed)
     if isinstance(distribution, dist.MixtureGeneral):
@@ -166,15 +164,13 @@ def _coordinates(distribution: dist.Distribution, y: Array, observed: Array) -> 
     return _elliptical(distribution, y, observed)
 
 
-def _mixture(
-    mixing: dist.Distribution, mixture: dist.MixtureSameFamily, y: Array, observed: Array
-) -> Array:
+def _mixture(mixing: Law, mixture: dist.MixtureSameFamily, y: Array, observed: Array) -> Array:
     terms = _coordinates(mixture.component_distribution, y, observed)
     log_weights = jnp.log(mixing.probs)
     return logsumexp(terms + log_weights, axis=-1)
 
 
-def _elliptical(distribution: dist.Distribution, y: Array, observed: Array) -> Array:
+def _elliptical(distribution: Law, y: Array, observed: Array) -> Array:
     """Normal and Student-t marginals: rows and columns of what is missing leave the matrix."""
     is_student = isinstance(distribution, dist.MultivariateStudentT)
     if is_student:

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from ssmkit.errors import ParameterError
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, require_positive, require_scalars, require_stationary
+from ssmkit.models.laws import normal
 from ssmkit.typing import Array, PyTree
 
 
@@ -64,12 +65,12 @@ class PoissonCounts(StateSpaceModel):
     def initial(self, u: PyTree) -> dist.Distribution:
         """Return the law of the first log intensity."""
         if self.initial_scale is not None:
-            return dist.Normal(self.mean, self.initial_scale)
-        return dist.Normal(self.mean, self.scale / jnp.sqrt(1 - self.persistence**2))
+            return normal(self.mean, self.initial_scale)
+        return normal(self.mean, self.scale / jnp.sqrt(1 - self.persistence**2))
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of the next log intensity."""
-        return dist.Normal(self.mean + self.persistence * (x - self.mean), self.scale)
+        return normal(self.mean + self.persistence * (x - self.mean), self.scale)
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of the count."""

@@ -19,7 +19,7 @@ from numpyro import handlers
 
 from ssmkit.errors import ModelError, ParameterError
 from ssmkit.models.base import StateSpaceModel, as_arrays
-from ssmkit.typing import Key, PyTree, Scalar
+from ssmkit.typing import Key, Law, PyTree, Scalar
 
 
 class Program(eqx.Module):
@@ -84,7 +84,7 @@ class Site(NamedTuple):
     kind: str
     value: PyTree
     support: Any
-    law: dist.Distribution | None
+    law: Law | None
 
     @property
     def is_network(self) -> bool:
@@ -118,7 +118,7 @@ def free_sites(target: Program, key: Key | None = None) -> dict[str, Site]:
         if message["type"] == "param":
             support = message["kwargs"].get("constraint", dist.constraints.real)
             sites[name] = Site("param", _as_array(message["value"]), support, None)
-        elif message["type"] == "sample" and not message["is_observed"]:
+        elif _is_free(message):
             law = message["fn"]
             sites[name] = Site("sample", jnp.asarray(message["value"]), law.support, law)
     return sites
@@ -167,17 +167,16 @@ def build_with_prior(
         raise ParameterError(
             f"the program has no site named {', '.join(map(repr, unknown))}.",
             got=f"values for {sorted(values)}",
-            expected=f"values for {_names(tracer.trace)}",
+            expected=f"values for {sorted(n for n, m in tracer.trace.items() if _is_free(m))}",
             fix="check the spelling",
         )
     return model, log_prior
 
 
-def _names(trace: Mapping[str, Any]) -> list[str]:
-    free = [
-        n for n, m in trace.items() if m["type"] in ("param", "sample") and not m["is_observed"]
-    ]
-    return sorted(free)
+def _is_free(message: Mapping[str, Any]) -> bool:
+    if message["type"] == "sample":
+        return not message["is_observed"]
+    return message["type"] == "param"
 
 
 class _Strict(handlers.substitute):
@@ -189,8 +188,7 @@ class _Strict(handlers.substitute):
     def process_message(self, msg: dict[str, Any]) -> None:
         """Set the value of one site."""
         super().process_message(msg)
-        free = msg["type"] == "param" or (msg["type"] == "sample" and not msg["is_observed"])
-        if free and msg["name"] not in self.data:
+        if _is_free(msg) and msg["name"] not in self.data:
             raise ParameterError(
                 f"the program's site {msg['name']!r} has no value.",
                 got=f"values for {sorted(self.data)}",

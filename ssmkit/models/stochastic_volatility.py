@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, require_positive, require_scalars, require_stationary
+from ssmkit.models.laws import normal
 from ssmkit.typing import Array, PyTree
 
 
@@ -51,15 +52,15 @@ class StochasticVolatility(StateSpaceModel):
 
     def initial(self, u: PyTree) -> dist.Distribution:
         """Return the stationary law of the log variance."""
-        return dist.Normal(self.mean, self.scale / jnp.sqrt(1 - self.persistence**2))
+        return normal(self.mean, self.scale / jnp.sqrt(1 - self.persistence**2))
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of the next log variance."""
-        return dist.Normal(self.mean + self.persistence * (x - self.mean), self.scale)
+        return normal(self.mean + self.persistence * (x - self.mean), self.scale)
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of the return, with variance ``exp(x)``."""
-        return dist.Normal(jnp.zeros_like(x), jnp.exp(x / 2))
+        return normal(jnp.zeros_like(x), jnp.exp(x / 2))
 
     @property
     def state_names(self) -> tuple[str, ...]:

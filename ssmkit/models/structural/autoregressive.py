@@ -90,8 +90,8 @@ class AutoRegressive(Structural):
 
         Example:
             >>> import ssmkit as sk
-            >>> sk.models.AutoRegressive.from_partial([0.5, 0.2], 1.0).coefficients.tolist()
-            [0.4, 0.2]
+            >>> sk.models.AutoRegressive.from_partial([0.5, 0.5], 1.0).coefficients.tolist()
+            [0.25, 0.5]
 
         Source: J. F. Monahan (1984), Biometrika 71.
         """

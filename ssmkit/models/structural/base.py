@@ -16,6 +16,7 @@ import numpyro.distributions as dist
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, root
 from ssmkit.models.distributions import Diffuse, SingularNormal
+from ssmkit.models.laws import multivariate_normal, normal
 from ssmkit.typing import Array, Float, PyTree
 
 
@@ -127,21 +128,20 @@ class Structural(StateSpaceModel):
         mean = jnp.zeros(len(factor), factor.dtype)
         if directions.shape[1]:
             return Diffuse(mean, factor, directions)
-        if not self.equation().has_density:
-            return SingularNormal(mean, factor)
-        return dist.MultivariateNormal(mean, scale_tril=factor)
+        is_singular = not self.equation().has_density
+        return multivariate_normal(mean, factor, is_singular=is_singular)
 
     def transition(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``x_t``: normal, singular where a state has no noise of its own."""
         matrix, noise, has_density = self.equation()
         if has_density:
-            return dist.Normal(matrix @ x, noise).to_event(1)
+            return normal(matrix @ x, noise)
         return SingularNormal(matrix @ x, jnp.diag(noise))
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of ``y_t``, a scalar."""
         loading, noise_variance = self.observation(u)
-        return dist.Normal(loading @ x, root(noise_variance))
+        return normal(loading @ x, root(noise_variance))
 
     def with_initial(self, mean: Any, covariance: Any) -> Structural:
         r"""Return the same model with a proper start \(N(m, P)\) instead of a diffuse one.

@@ -13,7 +13,7 @@ from jax.scipy.linalg import block_diag
 from ssmkit.errors import ModelError, ShapeError
 from ssmkit.linalg import psd_factor
 from ssmkit.models.checks import as_float, is_singular
-from ssmkit.models.distributions import SingularNormal
+from ssmkit.models.laws import multivariate_normal
 from ssmkit.models.structural.base import Observation, Start, StateEquation, Structural
 from ssmkit.typing import Array, Float, PyTree
 
@@ -92,9 +92,8 @@ class StructuralSum(Structural):
         if self.initial_mean is None or self.initial_cov is None:
             return super().initial(u)
         factor = psd_factor(self.initial_cov)
-        if not self.equation().has_density:
-            return SingularNormal(self.initial_mean, factor)
-        return dist.MultivariateNormal(self.initial_mean, scale_tril=factor)
+        is_singular = not self.equation().has_density
+        return multivariate_normal(self.initial_mean, factor, is_singular=is_singular)
 
     def __add__(self, other: object) -> Structural:
         """Add components; a start that was given cannot be extended."""
