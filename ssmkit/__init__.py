@@ -8,10 +8,12 @@ how; ``infer(key, engine, target, ys)`` returns a *posterior*. All public names 
 from ssmkit import data as data
 from ssmkit import errors as errors
 from ssmkit import models as models
+from ssmkit import plots as plots
 from ssmkit.beliefs import Categorical as Categorical
 from ssmkit.beliefs import Gaussian as Gaussian
 from ssmkit.beliefs import GaussianMixture as GaussianMixture
 from ssmkit.beliefs import Particles as Particles
+from ssmkit.compare import compare as compare
 from ssmkit.diagnostics import components as components
 from ssmkit.diagnostics import residuals as residuals
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman

@@ -56,24 +56,26 @@ class Labels:
 class _Belief(eqx.Module):
     """What all beliefs share: names, dates and the table."""
 
-    if TYPE_CHECKING:  # fields of every subclass, declared there so that they come last
-        labels: Labels
-        event_shape: tuple[int, ...]
-
-    def labelled(self, labels: Labels) -> Any:
+    def labelled(self: Any, labels: Labels) -> Any:
         """Return the same belief with dates and names."""
-        return dataclasses.replace(self, labels=labels)  # pyright: ignore[reportArgumentType]
+        return dataclasses.replace(self, labels=labels)
 
-    def _names(self, default: str = "x") -> list[str]:
+    def _names(self: Any, default: str = "x") -> list[str]:
         size = int(np.prod(self.event_shape))
         if self.labels.names is not None and len(self.labels.names) == size:
             return list(self.labels.names)
         return [default] if self.event_shape == () else [f"{default}{i}" for i in range(size)]
 
-    def _frame(self, columns: dict[str, Any]) -> pd.DataFrame:
+    def _frame(self: Any, columns: dict[str, Any]) -> pd.DataFrame:
         import pandas as pd
 
-        frame = pd.DataFrame({k: np.atleast_1d(np.asarray(v)) for k, v in columns.items()})
+        columns = {k: np.atleast_1d(np.asarray(v)) for k, v in columns.items()}
+        if any(v.ndim > 1 for v in columns.values()):
+            raise NotComputed(
+                "a table holds one series, and this belief is of a batch.",
+                fix="posterior[b].states.to_frame() for series b",
+            )
+        frame = pd.DataFrame(columns)
         if self.labels.times is not None and len(self.labels.times) == len(frame):
             frame.index = self.labels.times
         else:
@@ -84,7 +86,7 @@ class _Belief(eqx.Module):
 class _Numeric(_Belief):
     """Beliefs over real or count-valued arrays."""
 
-    def std(self) -> Array:
+    def std(self: Any) -> Array:
         """Standard deviations ``(..., *event)``."""
         variances = jnp.diagonal(self.cov(), axis1=-2, axis2=-1)
         return jnp.sqrt(variances).reshape(variances.shape[:-1] + self.event_shape)
@@ -101,7 +103,7 @@ class _Numeric(_Belief):
         """Quantiles of each coordinate, with the shape of ``q`` in front."""
         raise NotImplementedError
 
-    def to_frame(self, level: float = 0.9) -> pd.DataFrame:
+    def to_frame(self: Any, level: float = 0.9) -> pd.DataFrame:
         """Table with mean, standard deviation and a central interval, one row per time.
 
         Args:
@@ -161,6 +163,8 @@ class Gaussian(_Numeric):
         shape = (n, *self.location.shape)
         noise = jax.random.normal(as_key(key), shape, self.location.dtype)
         draws = self.location + jnp.einsum("...ij,...j->...i", cholesky_psd(self.covariance), noise)
+        flat = jnp.isinf(jnp.diagonal(self.covariance, axis1=-2, axis2=-1))
+        draws = jnp.where(flat, jnp.nan, draws)  # a flat law has no draws
         return draws.reshape(shape[:-1] + self.event_shape)
 
 
@@ -312,7 +316,7 @@ class Categorical(_Belief):
 
     cov = std = quantile = mean
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self: Any) -> pd.DataFrame:
         """Table of the states' probabilities, one row per time."""
         names = self.labels.names or [f"state {k}" for k in range(self.log_probabilities.shape[-1])]
         values = np.atleast_2d(np.asarray(self.probabilities()))

@@ -1,29 +1,20 @@
-"""Summaries, residuals and components of a posterior."""
+"""Residuals and components of a posterior."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssmkit.beliefs import Belief, Gaussian, Labels, mix
-from ssmkit.errors import EngineError, NotComputed
+from ssmkit.errors import EngineError
 from ssmkit.linalg import cholesky_psd, solve_lower
-from ssmkit.measures import TestResult, residual_tests
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.base import input_at
 from ssmkit.posterior import Posterior
 from ssmkit.typing import Array
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-CONVENTIONS = {
-    "diffuse": "diffuse, Durbin–Koopman: the limit of log p + (r/2) log κ, all observations count",
-    "proper": "proper start: log p(y), all observations count",
-}
 
 
 def residuals(posterior: Posterior) -> np.ndarray:
@@ -88,187 +79,21 @@ def components(posterior: Posterior) -> dict[str, Belief]:
     each = jax.tree.map(lambda a: a[None], marginals) if single else marginals.components
     length = posterior.data.ys.shape[0]
 
+    order: list[str] = []
+
     def rows(one: Any) -> dict[str, Array]:
+        order[:] = one.components(input_at(us, 0))
         if us is None:
             fixed = one.components(None)
             return {k: jnp.broadcast_to(v, (length, v.shape[0])) for k, v in fixed.items()}
         return jax.vmap(one.components)(us)
 
-    import equinox as eqx
-
     loadings = eqx.filter_vmap(rows)(model)
     result = {}
-    for name, row in loadings.items():
+    for name in order:  # that of the model; jax sorts dictionaries
+        row = loadings[name]
         mean = jnp.einsum("ktd,ktd->kt", row, each.location)[..., None]
         variance = jnp.einsum("ktd,ktde,kte->kt", row, each.covariance, row)[..., None, None]
         belief = mix(Gaussian(mean, jnp.maximum(variance, 0.0), ()), weights)
         result[name] = belief.labelled(Labels(posterior.data.labels.times, (name,)))
     return result
-
-
-def describe(posterior: Posterior) -> str:
-    """Three lines on a posterior, for its ``repr``."""
-    shape = posterior.data.ys.shape
-    lines = [
-        f"Posterior by {posterior.engine!r}",
-        f"  data: ys {shape}, {_count_missing(posterior)} missing",
-    ]
-    if posterior.parts.get("log_evidence") is not None:
-        lines.append(f"  {evidence_line(posterior)}")
-    if "params" in posterior.parts:
-        draws = posterior.params
-        kind = "point" if draws.num_draws == 1 else f"{draws.num_draws} draws"
-        lines.append(f"  params: {', '.join(sorted(draws.values))} ({kind})")
-    return "\n".join(lines)
-
-
-def evidence_line(posterior: Posterior) -> str:
-    """The log evidence with what it is and of what."""
-    value = np.asarray(posterior.log_evidence)
-    shown = f"{float(value):.4f}" if value.ndim == 0 else f"{value.size} values"
-    return f"log evidence: {shown} nats ({posterior.evidence_kind}, of {posterior.evidence_of})"
-
-
-def _count_missing(posterior: Posterior) -> int:
-    mask = posterior.data.mask
-    return 0 if mask is None else int(mask.size - mask.sum())
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """A readable report on a posterior; ``table`` holds the parameters as a frame.
-
-    Attributes:
-        lines: engine, data, likelihood and its convention, information criteria.
-        table: one row per scalar parameter, or None.
-        tests: residual tests.
-        warnings: what a reader should know before using the numbers.
-    """
-
-    lines: tuple[str, ...]
-    table: pd.DataFrame | None
-    tests: tuple[TestResult, ...]
-    warnings: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        """Show the report."""
-        parts = ["\n".join(self.lines)]
-        if self.table is not None:
-            parts.append(self.table.to_string(float_format=lambda v: f"{v:.5g}"))
-        if self.tests:
-            rows = [f"  {t.name}: {t.statistic:.3f}, p = {t.p_value:.3f}" for t in self.tests]
-            parts.append("\n".join(["residual tests (small p: the model misses something)", *rows]))
-        if self.warnings:
-            parts.append("\n".join(["warnings", *(f"  {w}" for w in self.warnings)]))
-        return "\n\n".join(parts)
-
-
-def summarise(posterior: Posterior) -> Summary:
-    """Build the report of `Posterior.summary`."""
-    lines = describe(posterior).splitlines()
-    lines.append(f"  {_observations_line(posterior)}")
-    lines.extend(_criteria(posterior))
-    table, warnings = _parameter_table(posterior)
-    tests: list[TestResult] = []
-    try:
-        errors = residuals(posterior)
-        for m in range(errors.shape[1]):
-            found = residual_tests(errors[:, m])
-            suffix = "" if errors.shape[1] == 1 else f" y{m}"
-            tests.extend(t._replace(name=t.name + suffix) for t in found)
-    except (NotComputed, TypeError, ValueError):
-        pass
-    return Summary(tuple(lines), table, tuple(tests), warnings)
-
-
-def _observations_line(posterior: Posterior) -> str:
-    data = posterior.data
-    times = data.labels.times
-    span = "" if times is None else f", {_date(times[0])} to {_date(times[-1])}"
-    return f"observations: {data.ys.size - _count_missing(posterior)} of {data.ys.size}{span}"
-
-
-def _date(stamp: Any) -> str:
-    return str(stamp.date()) if hasattr(stamp, "date") else str(stamp)
-
-
-def _convention(posterior: Posterior) -> str:
-    from ssmkit.models.distributions import Diffuse
-
-    model: StateSpaceModel = posterior.model
-    if posterior.num_state_draws > 1:
-        model = jax.tree.map(lambda a: a[0], model)
-    u = None
-    if posterior.data.us is not None:
-        lead = 2 if posterior.is_batch else 1
-        u = jax.tree.map(lambda a: a[(0,) * lead], posterior.data.us)
-    start = model.at(0).initial(u)
-    return CONVENTIONS["diffuse" if isinstance(start, Diffuse) else "proper"]
-
-
-def _criteria(posterior: Posterior) -> list[str]:
-    """AIC and BIC at a maximum-likelihood point, and the convention of the likelihood."""
-    if posterior.parts.get("log_evidence") is None:
-        return []
-    lines = [f"  convention: {_convention(posterior)}"]
-    estimates = posterior.parts.get("estimates")
-    if estimates is None or posterior.evidence_of != "data given parameters":
-        return lines
-    count = len(estimates.names)
-    size = posterior.data.ys.size - _count_missing(posterior)
-    value = float(np.sum(np.asarray(posterior.log_evidence)))
-    aic, bic = 2 * count - 2 * value, count * np.log(size) - 2 * value
-    lines.append(f"  AIC {aic:.2f}, BIC {bic:.2f} ({count} parameters)")
-    return lines
-
-
-def _parameter_table(posterior: Posterior) -> tuple[Any, tuple[str, ...]]:
-    import pandas as pd
-
-    if "params" not in posterior.parts:
-        return None, ()
-    estimates = posterior.parts.get("estimates")
-    if estimates is not None:
-        columns = {
-            "estimate": estimates.values,
-            "std error": estimates.standard_errors,
-            "2.5%": estimates.lower,
-            "97.5%": estimates.upper,
-        }
-        table = pd.DataFrame(columns, index=list(estimates.names))
-        return table.iloc[:40], tuple(estimates.warnings)
-    return _draws_table(posterior), _draw_warnings(posterior.diagnostics)
-
-
-def _draws_table(posterior: Posterior) -> pd.DataFrame:
-    import pandas as pd
-    from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-
-    rows = {}
-    for name, values in sorted(posterior.params.values.items()):
-        array = np.asarray(values)
-        for index in np.ndindex(array.shape[2:]):
-            one = array[(slice(None), slice(None), *index)]
-            low, high = np.quantile(one, [0.025, 0.975])
-            label = name + (f"[{','.join(map(str, index))}]" if index else "")
-            ess, rhat = float(effective_sample_size(one)), float(split_gelman_rubin(one))
-            rows[label] = (one.mean(), one.std(), low, high, ess, rhat)
-    columns = ["mean", "std", "2.5%", "97.5%", "ESS", "R-hat"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).iloc[:40]
-
-
-def _draw_warnings(report: dict[str, Any]) -> tuple[str, ...]:
-    warnings = []
-    if report.get("divergences", 0):
-        warnings.append(
-            f"{report['divergences']} divergent transitions: the draws may miss a region; raise "
-            "target_accept, or reparametrise the program"
-        )
-    if report.get("max_rhat", 1.0) > 1.01:
-        warnings.append(f"R-hat is up to {report['max_rhat']:.3f}: the chains have not mixed")
-    if report.get("min_ess", np.inf) < 100:
-        warnings.append(f"effective sample size is down to {report['min_ess']:.0f}")
-    return tuple(warnings)
-
-
-__all__ = ["Summary", "components", "describe", "evidence_line", "residuals", "summarise"]

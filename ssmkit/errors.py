@@ -82,5 +82,9 @@ class UnknownNameError(SsmkitError, LookupError):
     """A name that is not in the list; the text gives the list."""
 
 
+class ComparisonError(SsmkitError, ValueError):
+    """Log evidences that do not belong into one comparison."""
+
+
 class SaveError(SsmkitError, ValueError):
     """A file is damaged, of another version, or refers to code that was not handed in."""

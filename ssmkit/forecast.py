@@ -69,7 +69,7 @@ def forecast(key: Key | int, posterior: Posterior, num_steps: int, us: Inputs = 
         >>> sk.forecast(1, posterior, num_steps=2).to_frame().round(1)["mean"].tolist()
         [798.4, 798.4]
     """
-    refuse_tracers("forecast", posterior, us)
+    refuse_tracers("forecast", key, posterior, us)
     us = _check(posterior, num_steps, us)
     key = keys.purpose(keys.as_key(key), "forecasting")
     weights = posterior.parts["state_log_weights"]
@@ -127,6 +127,8 @@ def _check(posterior: Posterior, num_steps: int, us: Inputs) -> Inputs:
     given = jax.tree.map(lambda a: a.shape, us)
     if before != given:
         raise ShapeError("us does not fit the forecast.", got=given, expected=before)
+    if any(bool(jnp.any(a != a)) for a in jax.tree.leaves(us)):
+        raise DataError("us holds nan; the future needs finite inputs.", fix="fill the inputs")
     return us
 
 

@@ -22,7 +22,7 @@ from ssmkit.errors import ModelError
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.distributions import base_distribution
 from ssmkit.models.observation import observed_log_prob, supports_coordinates
-from ssmkit.typing import Array, Float, Inputs, Int, Key, PyTree, Scalar
+from ssmkit.typing import Array, Float, Inputs, Int, Key, Law, PyTree, Scalar
 
 
 class FiniteKernel(NamedTuple):
@@ -249,6 +249,13 @@ class CategoricalPaths(eqx.Module):
         earlier = _scan(back, end, inputs, self.log_transition, True)[1]
         return jnp.concatenate([earlier, end[None]])
 
+    def until(self, length: int) -> CategoricalPaths:
+        """The law of the first ``length`` states, when nothing after them was observed."""
+        matrix = self.log_transition
+        matrix = matrix[: length - 1] if matrix.ndim == 3 else matrix
+        steps = (a[:length] for a in (self.predicted, self.filtered, self.log_emission))
+        return CategoricalPaths(*steps, matrix)
+
     def sample(self, key: Key, num_paths: int) -> Int[Array, "N T"]:
         """Draw whole paths by backward sampling."""
 
@@ -304,7 +311,7 @@ def _states(model: StateSpaceModel, u: PyTree) -> Int[Array, " K"]:
     return jnp.arange(jax.eval_shape(lambda: log_initial_vector(model, u)).shape[0])
 
 
-def _log_probabilities(law: dist.Distribution, method: str) -> Array:
+def _log_probabilities(law: Law, method: str) -> Array:
     base = base_distribution(law)
     if isinstance(base, dist.CategoricalLogits) and law.batch_shape == ():
         return base.logits - _log_sum_exp(base.logits, axis=-1)

@@ -26,6 +26,7 @@ def infer(
     us: Inputs = None,
     observed: Any = None,
     *,
+    learned: Any = None,
     batched: bool = False,
     throw: bool = True,
     progress: bool | None = None,
@@ -43,6 +44,7 @@ def infer(
             series is a ragged batch.
         us: inputs with leading axis ``T``, or None.
         observed: booleans ``(T,)`` or ``(T, M)`` for integer data, or to leave data out.
+        learned: ``posterior.learned`` of an earlier run by the same kind of engine, to go on from.
         batched: whether the first axis of ``ys`` counts series.
         throw: raise when a computation becomes non-finite; else flag it in the diagnostics.
         progress: show progress; None shows it for anything over two seconds.
@@ -69,14 +71,14 @@ def infer(
         >>> posterior.states.mean().shape
         (100, 1)
     """
-    refuse_tracers("infer", target, ys, us)
+    refuse_tracers("infer", key, target, ys, us, observed)
     key = keys.as_key(key)
-    _check_options(engine, keep)
+    _check_options(engine, keep, learned)
     is_list = isinstance(ys, list | tuple)
     data = as_data(ys, us, observed, batched=batched)
     batched = batched or (is_list and data.lengths is not None)
     target = as_target(target)
-    options = RunOptions(keep, throw, progress, callback, batched)
+    options = RunOptions(keep, throw, progress, callback, batched, learned)
     if hasattr(engine, "fit"):
         _check_start(engine, target, data, batched=batched)
         return engine.fit(key, target, data, options)
@@ -85,7 +87,7 @@ def infer(
     return state_posterior(engine, keys.purpose(key, "time"), target, model, data, options)
 
 
-def _check_options(engine: Any, keep: str) -> None:
+def _check_options(engine: Any, keep: str, learned: Any) -> None:
     if isinstance(engine, type):
         raise EngineError(
             "the engine must be an instance.",
@@ -101,6 +103,10 @@ def _check_options(engine: Any, keep: str) -> None:
         )
     if keep not in KEEP:
         raise OptionError("unknown value of keep.", got=repr(keep), expected=KEEP)
+    if learned is not None and not getattr(engine, "takes_learned", False):
+        raise OptionError(
+            f"{engine!r} does not learn.", got="learned=...", expected="None", fix="drop learned="
+        )
 
 
 def _fixed_model(engine: Any, target: Any) -> Any:
@@ -120,7 +126,9 @@ def _fixed_model(engine: Any, target: Any) -> Any:
 
 def _check_start(engine: Any, target: Any, data: Any, *, batched: bool) -> None:
     """Dry run of the model that a program builds at its start values."""
-    if not isinstance(target, Program) or not hasattr(engine.evidence, "check"):
+    evidence = engine.evidence
+    usable = hasattr(evidence, "check") and not isinstance(evidence, type)
+    if not isinstance(target, Program) or not usable:
         return  # the engine itself says what is wrong
     values = {name: site.value for name, site in free_sites(target).items()}
     check_model(engine.evidence, build(target, values), data, batched=batched)
@@ -136,7 +144,7 @@ def apply(posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key 
     """Filter and smooth new data with the parameters of a posterior."""
     from ssmkit.engines.states import check_finite, run_states
 
-    refuse_tracers("Posterior.apply", ys, us)
+    refuse_tracers("Posterior.apply", key, ys, us, observed)
     data = as_data(ys, us, observed, batched=False)
     engine, model = posterior.state_engine, posterior.model
     weights = posterior.parts["state_log_weights"]
@@ -148,7 +156,7 @@ def apply(posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key 
     parts = run_states(engine, time_key, model, data, log_weights=draws)
     if single:
         check_finite(parts, engine, throw=True)
-    for name in ("params", "estimates"):
+    for name in ("params", "estimates", "state_index"):
         if name in posterior.parts:
             parts[name] = posterior.parts[name]
     return Posterior(

@@ -9,6 +9,7 @@ dropped, so that values and gradients stay finite for singular covariances.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from ssmkit.typing import Array, Float
 SMALL = 12
 
 
-def _loop(size: int, body: Callable, carry: Array) -> Array:
+def _loop(size: int, body: Callable, carry: Any) -> Any:
     if size <= SMALL:
         for i in range(size):
             carry = body(i, carry)

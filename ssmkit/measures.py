@@ -18,7 +18,7 @@ def effective_sample_size(log_weights: Float[Array, " N"]) -> Scalar:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> float(effective_sample_size(jnp.zeros(10)))
+        >>> round(float(effective_sample_size(jnp.zeros(10))), 6)
         10.0
     """
     weights = jax.nn.softmax(log_weights)

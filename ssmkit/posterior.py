@@ -30,7 +30,8 @@ class Data(eqx.Module):
         us: inputs with the same leading axes, or None.
         mask: booleans of the shape of ``ys``, or None when everything is there.
         lengths: ``(B,)`` numbers of steps of a ragged batch, or None.
-        times: dates of the series, or None.
+        labels: dates of the series and names of its coordinates.
+        members: labels of the series of a ragged batch, or None.
     """
 
     ys: Array
@@ -38,6 +39,7 @@ class Data(eqx.Module):
     mask: Array | None = None
     lengths: tuple[int, ...] | None = eqx.field(static=True, default=None)
     labels: Labels = eqx.field(static=True, default=Labels())
+    members: tuple[Labels, ...] | None = eqx.field(static=True, default=None)
 
 
 class Draws(eqx.Module):
@@ -201,9 +203,12 @@ class Posterior(eqx.Module):
 
     @property
     def log_likelihood(self) -> Array:
-        """One-step-ahead log likelihood per time in nats, ``(T,)``, or ``(K, T)`` for draws."""
+        """One-step-ahead log likelihood per time in nats, ``(T,)``, or ``(K, T)`` for draws.
+
+        A batch has ``B`` before ``T``.
+        """
         value = self._part("log_likelihood")
-        return value[0] if self.num_state_draws == 1 and not self.is_batch else value
+        return value[0] if self.num_state_draws == 1 else value
 
     @property
     def filtered(self) -> Belief:
@@ -282,7 +287,7 @@ class Posterior(eqx.Module):
 
     def summary(self) -> Any:
         """Observations, likelihood and its convention, estimates, residual tests, warnings."""
-        from ssmkit.diagnostics import summarise
+        from ssmkit.summary import summarise
 
         return summarise(self)
 
@@ -300,7 +305,7 @@ class Posterior(eqx.Module):
 
     def __repr__(self) -> str:
         """Say engine, data, evidence and parameters in a few lines."""
-        from ssmkit.diagnostics import describe
+        from ssmkit.summary import describe
 
         return describe(self)
 

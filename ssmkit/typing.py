@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 Key: TypeAlias = PRNGKeyArray
 PyTree: TypeAlias = Any
 Inputs: TypeAlias = Any  # a pytree with leading axis T, or None
+# A numpyro distribution. Its methods are annotated as returning ArrayLike, which no function of
+# jax.numpy takes; what they return are arrays.
+Law: TypeAlias = Any
 Scalar: TypeAlias = Float[Array, ""]
 
-__all__ = ["Array", "Bool", "Float", "Inputs", "Int", "Key", "PyTree", "Scalar"]
+__all__ = ["Array", "Bool", "Float", "Inputs", "Int", "Key", "Law", "PyTree", "Scalar"]

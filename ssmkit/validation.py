@@ -15,12 +15,12 @@ import numpyro.distributions as dist
 
 from ssmkit.beliefs import Labels
 from ssmkit.errors import DataError, EngineError, ModelError, ShapeError, TracerError
-from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
+from ssmkit.models.base import StateSpaceModel, abstract_law, as_arrays, input_at
 from ssmkit.models.distributions import base_distribution
 from ssmkit.models.observation import supports_coordinates
 from ssmkit.models.programs import Program, program
 from ssmkit.posterior import Data
-from ssmkit.typing import Inputs
+from ssmkit.typing import Inputs, Law
 
 
 class PrecisionWarning(UserWarning):
@@ -184,6 +184,12 @@ def _ragged(ys: Sequence, us: Any, observed: Any) -> Data:
     each = [
         as_data(y, us and us[i], observed and observed[i], batched=False) for i, y in enumerate(ys)
     ]
+    if len({d.ys.shape[1:] for d in each}) > 1:
+        raise ShapeError(
+            "the series of a batch do not have the same coordinates.",
+            got=f"observations of shapes {[d.ys.shape[1:] for d in each]}",
+            expected="one shape; only the lengths may differ",
+        )
     lengths = tuple(d.ys.shape[0] for d in each)
     longest = max(lengths)
 
@@ -197,7 +203,8 @@ def _ragged(ys: Sequence, us: Any, observed: Any) -> Data:
     stacked = jax.tree.map(lambda *a: jnp.stack([pad(x) for x in a]), *[(d.ys, d.us) for d in each])
     mask = jnp.stack(padded)
     labels = Labels(None, each[0].labels.names)
-    return Data(*stacked, None if bool(mask.all()) else mask, lengths, labels)
+    dates = tuple(d.labels for d in each)
+    return Data(*stacked, None if bool(mask.all()) else mask, lengths, labels, dates)
 
 
 def dry_run(model: StateSpaceModel, data: Data, *, batched: bool) -> None:
@@ -232,11 +239,11 @@ def dry_run(model: StateSpaceModel, data: Data, *, batched: bool) -> None:
     _check_coordinates(seen, data, lead)
 
 
-def _has_mean(law: dist.Distribution) -> bool:
+def _has_mean(law: Law) -> bool:
     return not getattr(law.support, "is_discrete", False)
 
 
-def _observation_mismatch(name: str, seen: dist.Distribution, data: Data, lead: int) -> ShapeError:
+def _observation_mismatch(name: str, seen: Law, data: Data, lead: int) -> ShapeError:
     shape, event = data.ys.shape, seen.event_shape
     fix = None
     if event == (1,) and shape[lead:] == ():
@@ -253,7 +260,7 @@ def _observation_mismatch(name: str, seen: dist.Distribution, data: Data, lead: 
     )
 
 
-def _check_coordinates(seen: dist.Distribution, data: Data, lead: int) -> None:
+def _check_coordinates(seen: Law, data: Data, lead: int) -> None:
     if data.mask is None or seen.event_shape == () or supports_coordinates(seen):
         return
     axes = tuple(range(lead, data.mask.ndim))
@@ -264,20 +271,15 @@ def _check_coordinates(seen: dist.Distribution, data: Data, lead: int) -> None:
         observed_log_prob(seen, y, jnp.zeros(seen.event_shape, bool))  # raises by name
 
 
-def call_method(model: StateSpaceModel, method: str, u: Any, *args: Any) -> dist.Distribution:
+def call_method(model: StateSpaceModel, method: str, u: Any, *args: Any) -> Law:
     """Call one method of a model on abstract values; failures point at the user's line.
 
     Raises:
         ModelError: the method raised, or did not return a single numpyro distribution.
     """
-    found: list[Any] = []
-
-    def run(*values: Any) -> None:
-        found.append(getattr(model.at(0), method)(*values))
-
     where = f"{type(model).__name__}.{method}"
     try:
-        jax.eval_shape(run, *args, u)
+        law = abstract_law(lambda: getattr(model.at(0), method)(*args, u))
     except Exception as error:
         if isinstance(error, ModelError | ShapeError | DataError):
             raise
@@ -286,7 +288,6 @@ def call_method(model: StateSpaceModel, method: str, u: Any, *args: Any) -> dist
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix="the model may use u: pass us=..." if u is None else None,
         ) from error
-    law = found[0]
     if not isinstance(law, dist.Distribution):
         raise ModelError(
             f"{where} must return a distribution.",

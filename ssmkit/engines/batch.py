@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Labels
 from ssmkit.errors import EngineError
 from ssmkit.posterior import Data, Posterior, States
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BELIEFS = ("filtered", "predicted", "predicted_observations")
 
@@ -43,34 +46,37 @@ def select_series(posterior: Posterior, index: int) -> Posterior:
     if not -count <= index < count:
         raise IndexError(f"series {index} of {count}")
     length = data.ys.shape[1] if data.lengths is None else data.lengths[index]
+    labels = data.labels if data.members is None else data.members[index]
     parts = {
-        name: _select(name, part, index, length)
+        name: _select(name, part, index, length, labels.times)
         for name, part in posterior.parts.items()
         if name != "batch"
     }
     series = jax.tree.map(lambda a: a[index][:length], (data.ys, data.us, data.mask))
-    data = Data(*series, None, data.labels)
+    data = Data(*series, None, labels)
     return eqx.tree_at(lambda p: (p.data, p.parts), posterior, (data, parts))
 
 
-def _select(name: str, part: Any, index: int, length: int) -> Any:
+def _select(name: str, part: Any, index: int, length: int, times: pd.Index | None) -> Any:
     if name == "log_evidence":
         return part[index] if jnp.ndim(part) else part
     if name == "states":
-        marginals = _cut(part.marginals, index, length)
+        marginals = _cut(part.marginals, index, length, times)
         paths = jax.tree.map(lambda a: a[:, index], part.paths)
+        paths = jax.vmap(lambda path: path.until(length))(paths)
         return States(marginals, paths, part.log_weights)
     if name in ("log_likelihood", "carries"):
         return jax.tree.map(lambda a: a[:, index, :length], part)
-    if name == "carry":
+    if name in ("carry", "log_evidence_per_draw"):
         return jax.tree.map(lambda a: a[:, index], part)
     if name == "final":
-        return jax.tree.map(lambda a: a[index], part)
+        last = jax.tree.map(lambda a: a[index], part)
+        return last.labelled(Labels(None if times is None else times[-1:], part.labels.names))
     if name in BELIEFS:
-        return _cut(part, index, length)
+        return _cut(part, index, length, times)
     return part  # shared by all series: parameters, estimates, diagnostics
 
 
-def _cut(belief: Any, index: int, length: int) -> Any:
+def _cut(belief: Any, index: int, length: int, times: pd.Index | None) -> Any:
     cut = jax.tree.map(lambda a: a[index][:length], belief)
-    return cut.labelled(Labels(None, belief.labels.names))
+    return cut.labelled(Labels(times, belief.labels.names))

@@ -18,7 +18,7 @@ from ssmkit.hidden_markov import (
     log_initial_vector,
     predict,
 )
-from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
@@ -58,7 +58,7 @@ class ForwardBackward:
         Raises:
             EngineError: the initial law is not Categorical.
         """
-        start = model.at(0).initial(input_at(us, 0))
+        start = abstract_law(lambda: model.at(0).initial(input_at(us, 0)))
         if not getattr(start, "is_discrete", False) or not start.has_enumerate_support:
             raise EngineError(
                 f"{self!r} needs a finite state.",
@@ -66,7 +66,7 @@ class ForwardBackward:
                 expected="a numpyro Categorical",
                 fix="sk.Kalman() for linear Gaussian models, sk.UnscentedKalman() for others",
             )
-        log_initial_vector(model, input_at(us, 0))
+        jax.eval_shape(lambda: log_initial_vector(model, input_at(us, 0)))
 
     def log_evidence(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from ssmkit import keys
-from ssmkit.engines.objective import Objective, require_evidence, require_sites
+from ssmkit.engines.objective import Objective, require_evidence, require_sites, without_labels
 from ssmkit.engines.observed_information import Estimates, estimate
 from ssmkit.engines.optimise import Optimum, maximise
 from ssmkit.engines.options import Optimizer, RunOptions, short_repr
@@ -67,6 +67,8 @@ class GradientFit:
     tolerance: float | None = None
     laplace_draws: int = 0
 
+    takes_learned = True
+
     __repr__ = short_repr
 
     def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
@@ -75,8 +77,10 @@ class GradientFit:
         sites = free_sites(target) if isinstance(target, Program) else {}
         require_sites(self, target, sites)
         time_key = keys.purpose(key, "time")
-        objective = Objective(self.evidence, target, data, time_key, options.batched)
-        optimum = maximise(self, objective, self._starts(key, sites), options)
+        objective = Objective(
+            self.evidence, target, without_labels(data), time_key, options.batched
+        )
+        optimum = maximise(self, objective, self._starts(key, sites, options.learned), options)
         estimates = estimate(objective, sites, optimum)
         draws = self._draws(key, objective, optimum, estimates)
         return self._posterior(key, target, data, options, (optimum, estimates, draws))
@@ -93,9 +97,18 @@ class GradientFit:
                 fix="sk.optimizer(optax.adam, 1e-2)",
             )
 
-    def _starts(self, key: Key, sites: dict[str, Site]) -> list[dict[str, PyTree]]:
-        """The program's own values, then values one unit around them in unconstrained space."""
+    def _starts(self, key: Key, sites: dict[str, Site], learned: Any) -> list[dict[str, PyTree]]:
+        """What was learned before, or the program's own values; then values one unit around."""
         own = unconstrain(sites, {name: site.value for name, site in sites.items()})
+        if learned is not None:
+            if jax.tree.structure(learned) != jax.tree.structure(own):
+                raise OptionError(
+                    "learned does not fit the program.",
+                    got=f"values for {sorted(learned)}",
+                    expected=f"values for {sorted(own)}",
+                    fix="posterior.learned of a fit of the same program",
+                )
+            own = learned
         starts = [own]
         for i in range(1, self.num_starts):
             start_key = jax.random.fold_in(keys.purpose(key, "restarts"), i)
@@ -152,7 +165,8 @@ class GradientFit:
             batched=options.batched,
             log_weights=log_weights,
         )
-        parts["log_evidence"] = optimum.log_evidence
+        if not options.batched:  # a batch has one number a series
+            parts["log_evidence"] = optimum.log_evidence
         parts |= {"params": draws, "estimates": estimates, "learned": optimum.unconstrained}
         parts["diagnostics"] = optimum.report
         kind, of = self.evidence.evidence_kind, "data given parameters"

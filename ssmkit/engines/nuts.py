@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmkit import keys
-from ssmkit.engines.objective import Objective, refuse_params, require_evidence, require_sites
+from ssmkit.engines.objective import (
+    Objective,
+    refuse_params,
+    require_evidence,
+    require_sites,
+    without_labels,
+)
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import run_states
 from ssmkit.errors import OptionError
@@ -74,7 +80,9 @@ class NUTS:
         require_sites(self, target, sites)
         refuse_params(self, sites)
         time_key = keys.purpose(key, "time")
-        objective = Objective(self.evidence, target, data, time_key, options.batched)
+        objective = Objective(
+            self.evidence, target, without_labels(data), time_key, options.batched
+        )
         values, report = self._sample(keys.purpose(key, "draws"), objective, sites, options)
         draws = Draws(values, jnp.zeros((self.num_chains, self.num_samples)))
         model, weights, index = self._models(target, draws)
@@ -117,7 +125,7 @@ class NUTS:
             num_samples=self.num_samples,
             num_chains=self.num_chains,
             chain_method="vectorized",
-            progress_bar=bool(options.progress),
+            progress_bar=options.progress is not False,
         )
         sampler.run(key, objective, extra_fields=FIELDS)
         draws = sampler.get_samples(group_by_chain=True)

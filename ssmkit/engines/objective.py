@@ -62,6 +62,11 @@ def refuse_params(engine: Any, sites: dict[str, Site]) -> None:
         )
 
 
+def without_labels(data: Data) -> Data:
+    """The arrays alone: dates are static, and other dates would compile anew."""
+    return Data(data.ys, data.us, data.mask)
+
+
 class Objective(eqx.Module):
     """Log evidence and log prior of a program, as functions of its parameters.
 

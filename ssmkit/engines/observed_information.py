@@ -85,7 +85,10 @@ def estimate(objective: Objective, sites: dict[str, Site], optimum: Optimum) -> 
     errors = np.full(values.size, np.nan)
     factor, laplace = None, None
     if covariance is not None and jacobian is not None:
-        errors = np.sqrt(np.diag(jacobian @ covariance @ jacobian.T))
+        unknown = np.isnan(std)
+        known = np.where(np.isnan(covariance), 0.0, covariance)
+        errors = np.sqrt(np.diag(jacobian @ known @ jacobian.T))
+        errors[(np.abs(jacobian) * unknown > 0).any(axis=1)] = np.nan
         if np.isfinite(covariance).all():
             factor = np.linalg.cholesky(covariance)
             laplace = _laplace(sites, optimum, factor)

@@ -9,14 +9,14 @@ from typing import Any
 from ssmkit.errors import OptionError
 
 
-def short_repr(engine: Any) -> str:
+def short_repr(self: Any) -> str:
     """Show an engine as the call that makes it, without what is at its default."""
     shown = []
-    for field in dataclasses.fields(engine):
-        value = getattr(engine, field.name)
+    for field in dataclasses.fields(self):
+        value = getattr(self, field.name)
         if field.default is dataclasses.MISSING or value != field.default:
             shown.append(f"{field.name}={value!r}")
-    return f"sk.{type(engine).__name__}({', '.join(shown)})"
+    return f"sk.{type(self).__name__}({', '.join(shown)})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class RunOptions:
     progress: bool | None = None
     callback: Callable[[dict[str, Any]], Any] | None = None
     batched: bool = False
+    learned: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ from ssmkit.errors import NonFiniteError
 from ssmkit.posterior import Data, Posterior, merge_draws
 from ssmkit.typing import Array, Float, Inputs, Key
 
+FINAL = ("log_evidence", "final", "carry")  # what ``keep="final"`` answers
+
 
 @eqx.filter_jit
 def _infer(
@@ -72,9 +74,13 @@ def run_states(
     """
     count = None if log_weights is None else log_weights.shape[0]
     series = (data.ys, data.us, data.mask)
-    parts = dict(_infer(engine, key, models, series, keep, count, batched))
-    if data.lengths is not None and keep == "all":
+    ragged = data.lengths is not None
+    # the last belief about a short series stands inside its padded history
+    kept = "all" if ragged else keep
+    parts = dict(_infer(engine, key, models, series, kept, count, batched))
+    if ragged:
         parts = shorten(parts, data.lengths)
+        parts = parts if keep == "all" else {name: parts[name] for name in FINAL}
     weights = jnp.zeros(1) if log_weights is None else log_weights
     if count is None:
         parts["log_evidence"] = parts["log_evidence"][0]

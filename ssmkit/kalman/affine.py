@@ -12,13 +12,12 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from ssmkit.linalg import cholesky_psd, solve_psd
 from ssmkit.models.distributions import covariance_of, moments
-from ssmkit.typing import Array, Float
+from ssmkit.typing import Array, Float, Law
 
-Conditional = Callable[[Array], dist.Distribution]
+Conditional = Callable[[Array], Law]
 
 
 class AffineGaussian(NamedTuple):

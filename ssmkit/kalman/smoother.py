@@ -3,9 +3,9 @@ r"""The Gaussian smoother, from backward kernels.
 Given the filter, \(x_t \mid x_{t+1}, y_{1:t} \sim N(J_t x_{t+1} + g_t, C_t)\). The kernels do
 not depend on each other and are computed for all times at once; what is left for the scan is an
 affine recursion in which covariances are only added, so that it is stable in float32. Singular
-transitions are exact: a vanished pivot of the predicted covariance is skipped.
+transitions are exact: directions in which the prediction does not vary are left out.
 
-Source: Rauch, Tung and Striebel (1965); Joseph form for the covariances.
+Source: Rauch, Tung and Striebel (1965); gains and covariances by orthogonal projection of factors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from ssmkit.kalman.affine import AffineGaussian
 from ssmkit.kalman.diffuse import FlatPosterior, flat_posterior, resolve
 from ssmkit.kalman.filter import GaussianKernel, GaussianStep
-from ssmkit.linalg import cholesky_psd, solve_psd
+from ssmkit.linalg import cholesky_psd
+from ssmkit.models.distributions import square_factor
 from ssmkit.typing import Array, Float, Key
 
 
@@ -42,7 +43,19 @@ class GaussianPaths(eqx.Module):
 
     def marginals(self) -> tuple[Float[Array, "T D"], Float[Array, "T D D"]]:
         """Smoothed means and covariances."""
+        means, covariances = self._smoothed()
+        if means.shape[-1] == 1:
+            return means[:, :, 0], covariances
+        return jax.vmap(resolve, in_axes=(0, 0, None))(means, covariances, self.flat)
 
+    def until(self, length: int) -> GaussianPaths:
+        """The law of the first ``length`` states, when nothing after them was observed."""
+        means, covariances = self._smoothed()
+        kernels = (a[: length - 1] for a in (self.gain, self.offset, self.covariance))
+        last = (means[length - 1], covariances[length - 1])
+        return GaussianPaths(*kernels, last, self.flat, self.event_shape)
+
+    def _smoothed(self) -> tuple[Float[Array, "T D p"], Float[Array, "T D D"]]:
         def back(carry: tuple, kernel: tuple) -> tuple[tuple, tuple]:
             means, cov = carry
             gain, offset, noise = kernel
@@ -51,10 +64,7 @@ class GaussianPaths(eqx.Module):
 
         kernels = (self.gain, self.offset, self.covariance)
         earlier = jax.lax.scan(back, self.last, kernels, reverse=True)[1]
-        joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, self.last)
-        if joined[0].shape[-1] == 1:
-            return joined[0][:, :, 0], joined[1]
-        return jax.vmap(resolve, in_axes=(0, 0, None))(*joined, self.flat)
+        return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, self.last)
 
     def sample(self, key: Key, num_paths: int) -> Float[Array, "N T ..."]:
         """Draw whole paths by backward sampling."""
@@ -92,12 +102,12 @@ def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPat
     cov = kernel.form.covariance
 
     def one(before: tuple, ahead: tuple, transition: AffineGaussian) -> tuple[Array, Array, Array]:
-        spread = cov(before[1])
-        moved = transition.matrix @ spread
-        gain = solve_psd(jnp.tril(kernel.form.factor(ahead[1])), moved).T
-        rest = jnp.eye(gain.shape[0], dtype=gain.dtype) - gain @ transition.matrix
-        noise = rest @ spread @ rest.T + gain @ transition.covariance @ gain.T
-        return gain, before[0] - gain @ ahead[0], noise
+        factor = kernel.form.factor(before[1])
+        noise = square_factor(transition.factor)
+        past = jnp.concatenate([factor, jnp.zeros_like(noise)], axis=1)
+        future = jnp.concatenate([transition.matrix @ factor, noise], axis=1)
+        gain, rest = _regress(past, future)
+        return gain, before[0] - gain @ ahead[0], rest @ rest.T
 
     before = jax.tree.map(lambda a: a[:-1], steps.filtered)
     ahead = jax.tree.map(lambda a: a[1:], steps.predicted)
@@ -109,3 +119,35 @@ def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPat
     last = (steps.filtered[0][-1], cov(steps.filtered[1][-1]))
     flat = flat_posterior(steps.gram[-1])
     return GaussianPaths(gain, offset, noise, last, flat, kernel.event_shape)
+
+
+def _regress(past: Float[Array, "D k"], future: Float[Array, "D k"]) -> tuple[Array, Array]:
+    """Regress rows on rows, ``past = gain @ future + rest`` with ``rest`` orthogonal to ``future``.
+
+    Gram–Schmidt, the row with the largest share left to explain first: in any other order the
+    rounding of a dependent row can grow until it passes for information, and the gain explodes.
+    """
+    size = future.shape[0]
+    scale = jnp.sum(future**2, axis=1)
+    weight = jnp.where(scale > 0, 1 / jnp.where(scale > 0, scale, 1.0), 0.0)
+    tolerance = 64 * size * jnp.finfo(future.dtype).eps
+
+    def project(carry: tuple, _: None) -> tuple[tuple, tuple]:
+        past, future = carry
+        share = jax.lax.stop_gradient(jnp.sum(future**2, axis=1) * weight)
+        pick = jnp.arange(size) == jnp.argmax(share)
+        row = jnp.where(pick, 1.0, 0.0) @ future
+        keep = jnp.max(share) > tolerance
+        length = jnp.sqrt(jnp.where(keep, row @ row, 1.0))
+        unit = jnp.where(keep, row / length, 0.0)
+        score, column = past @ unit, future @ unit
+        carry = (past - jnp.outer(score, unit), future - jnp.outer(column, unit))
+        return carry, (score, column, jnp.where(pick & keep, 1 / length, 0.0))
+
+    def substitute(gain: Array, at: tuple) -> tuple[Array, None]:
+        score, column, pick = at
+        return gain + jnp.outer(score - gain @ column, pick), None
+
+    (rest, _), found = jax.lax.scan(project, (past, future), length=size)
+    start = jnp.zeros((past.shape[0], size), past.dtype)
+    return jax.lax.scan(substitute, start, found, reverse=True)[0], rest

@@ -75,10 +75,13 @@ def tidy(ax: Axes, *, title: str | None = None, ylabel: str | None = None) -> Ax
 
 
 def legend(ax: Axes) -> None:
-    """Add a small legend where there is something to tell apart."""
+    """Add a legend above the axes, on the right of the title, where it hides no data."""
     handles, labels = ax.get_legend_handles_labels()
     if len(handles) > 1:
-        ax.legend(handles, labels, frameon=False, fontsize=8.5, loc="best", labelcolor=INK)
+        place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+        spacing = {"ncols": min(len(handles), 6), "columnspacing": 1.2, "handlelength": 1.4}
+        style = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, "handletextpad": 0.5}
+        ax.legend(handles, labels, **place, **spacing, **style)
 
 
 def positions(times: pd.Index | None, length: int) -> np.ndarray:
@@ -148,7 +151,7 @@ def shade_missing(ax: Axes, x: np.ndarray, missing: np.ndarray) -> None:
     edges = np.flatnonzero(np.diff(np.concatenate([[0], missing.astype(int), [0]])))
     for number, (start, stop) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
         label = "missing" if number == 0 else None
-        span = {"color": ORANGE, "alpha": 0.25, "linewidth": 0, "zorder": 0.5}
+        span = {"color": GREY, "alpha": 0.22, "linewidth": 0, "zorder": 0.5}
         ax.axvspan(left[start], right[stop - 1], label=label, **span)
 
 

@@ -1,0 +1,1 @@
+"""Bridges to other libraries; imported when asked for."""
