@@ -198,7 +198,7 @@ class GaussianMixture(_Numeric):
     def quantile(self, q: float | Array) -> Array:
         """Quantiles by bisection on the mixture's distribution function."""
         q = jnp.asarray(q, self.log_weights.dtype)
-        return jax.vmap(self._quantile)(q.ravel()).reshape(q.shape + self.mean().shape)
+        return _mixture_quantiles(self, q.ravel()).reshape(q.shape + self.mean().shape)
 
     def _quantile(self, q: Array) -> Array:
         each = self.components.quantile(q)
@@ -221,6 +221,11 @@ class GaussianMixture(_Numeric):
             return jax.tree.map(lambda a: a[i], self.components).sample(k, 1)[0]
 
         return jax.vmap(one)(index, jax.random.split(draw, n))
+
+
+@eqx.filter_jit
+def _mixture_quantiles(mixture: GaussianMixture, levels: Array) -> Array:
+    return jax.vmap(mixture._quantile)(levels)
 
 
 class Particles(_Numeric):

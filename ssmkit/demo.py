@@ -14,7 +14,7 @@ from ssmkit.demo_cases import CASES, QUICK_CASES, Case
 from ssmkit.errors import NotComputed
 from ssmkit.report import Stopwatch, heartbeat, table
 
-DPI = 120
+DPI, LABEL_SIZE = 120, 9.5
 DRAWS = 200  # joint draws in a netCDF file
 Printer = Callable[[str], Any]
 
@@ -85,17 +85,16 @@ def write_posterior(posterior: Any, path: Path) -> Path:
 def write_plots(case: Case, posterior: Any, out: Path) -> list[Path]:
     """Draw states, components, forecast and residuals."""
     figures = {}
-    for panel in case.panels:
-        if panel == "components":
-            axes = sk.plots.components(posterior)
-            axes[0].set_ylabel(case.units)
-            figures[panel] = axes[0]
-        else:
-            figures[panel] = sk.plots.states(posterior, panel)
-            figures[panel].set_ylabel(case.units + (" a step" if panel == "slope" else ""))
+    for panel, units in case.panels:
+        is_whole = panel == "components"
+        drawn = sk.plots.components(posterior) if is_whole else sk.plots.states(posterior, panel)
+        axes = np.ravel(np.asarray(drawn))
+        for ax in axes:
+            ax.set_ylabel(units, fontsize=LABEL_SIZE)
+        figures[panel] = axes[0]
     ahead = sk.forecast(1, posterior, case.forecast_steps)
     figures["forecast"] = sk.plots.forecast(ahead, posterior)
-    figures["forecast"].set_ylabel(case.units)
+    figures["forecast"].set_ylabel(case.units, fontsize=LABEL_SIZE)
     figures["residuals"] = sk.plots.residuals(posterior)[0, 0]
     return [save(ax, out / f"{case.name}-{name}.png") for name, ax in figures.items()]
 
@@ -162,13 +161,22 @@ def evidence_cell(posterior: Any) -> str:
 def estimates_cell(posterior: Any) -> str:
     """One line a parameter: estimate and standard error, or mean and deviation of the draws."""
     frame = posterior.summary().table
-    values, errors = frame.iloc[:, 0], frame.iloc[:, 1]
-    width = max(len(name) for name in frame.index)
+    values = [number(v, 5) for v in frame.iloc[:, 0]]
+    errors = [number(v, 3) for v in frame.iloc[:, 1]]
+    widths = [max(map(len, column)) for column in (frame.index, values, errors)]
+    spread = " (sd)" if "mean" in frame else ""
     lines = [
-        f"{name:{width}}  {value:>9.4g} ± {error:.2g}" + (" (sd)" if "mean" in frame else "")
+        f"{name:{widths[0]}}  {value:>{widths[1]}} ± {error:>{widths[2]}}{spread}"
         for name, value, error in zip(frame.index, values, errors, strict=True)
     ]
     return "\n".join(lines)
+
+
+def number(value: float, digits: int) -> str:
+    """A number to so many digits, without an exponent where it can be read without one."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{digits}g}"
+    return f"{value:.{max(0, digits - 1 - int(np.floor(np.log10(abs(value)))))}f}"
 
 
 def write_summary(path: Path, report: str, outcomes: Sequence[Outcome]) -> Path:

@@ -31,7 +31,7 @@ class Case:
         engine: the engine.
         forecast_steps: steps to forecast.
         units: label of the data.
-        panels: states to draw, by name; ``"components"`` draws these.
+        panels: states to draw with their units; ``"components"`` draws these.
         remark: what a reader should know, in a line or two.
         stride: take every so many observations.
     """
@@ -43,7 +43,7 @@ class Case:
     engine: Any
     forecast_steps: int
     units: str
-    panels: tuple[str, ...]
+    panels: tuple[tuple[str, str], ...]
     remark: str
     stride: int = 1
 
@@ -98,6 +98,7 @@ def co2_quarterly() -> Any:
     ) + sk.models.Seasonal(4, 0.0)
 
 
+FLOW, PPM = "flow, 10⁸ m³ a year", "CO₂, ppm"
 ONE_START = sk.GradientFit(evidence=sk.Kalman(), num_starts=1)
 
 CASES = (
@@ -108,8 +109,8 @@ CASES = (
         program=nile_level,
         engine=sk.GradientFit(evidence=sk.Kalman()),
         forecast_steps=10,
-        units="flow, 10⁸ m³ a year",
-        panels=("level",),
+        units=FLOW,
+        panels=(("level", FLOW),),
         remark="maximum likelihood; the likelihood is skewed, so look at the interval as well",
     ),
     Case(
@@ -117,10 +118,10 @@ CASES = (
         series="nile",
         model="local level, priors on both scales",
         program=nile_level_with_priors,
-        engine=sk.NUTS(evidence=sk.Kalman(), num_warmup=500, num_samples=500),
+        engine=sk.NUTS(evidence=sk.Kalman(), num_warmup=1000, num_samples=1000),
         forecast_steps=10,
-        units="flow, 10⁸ m³ a year",
-        panels=("level",),
+        units=FLOW,
+        panels=(("level", FLOW),),
         remark="bands and forecast carry the uncertainty of the parameters as well",
     ),
     Case(
@@ -130,8 +131,8 @@ CASES = (
         program=co2_structural,
         engine=ONE_START,
         forecast_steps=36,
-        units="CO₂, ppm",
-        panels=("components", "slope"),
+        units=PPM,
+        panels=(("components", PPM), ("slope", "CO₂, ppm a month")),
         remark="monthly, five months missing. The season grows a little with the level, which a "
         "fixed\nseason misses: 100 log(ppm) would fit better (AIC 312 against 318, in ppm)",
     ),
@@ -144,6 +145,7 @@ QUICK_CASES = (
         model="linear trend + season, every third month",
         program=co2_quarterly,
         forecast_steps=12,
+        panels=(("components", PPM), ("slope", "CO₂, ppm in three months")),
         remark="a smoke test: every third month, and a model that is too simple",
         stride=3,
     ),

@@ -141,6 +141,8 @@ def update(
     emission = log_emission_vector(kernel, t, u, y, mask)
     joint = state.belief + emission
     log_likelihood = _log_sum_exp(joint, axis=0)
+    if mask is not None:  # a prediction step, to the last bit
+        log_likelihood = jnp.where(jnp.any(mask), log_likelihood, 0.0)
     impossible = log_likelihood == -jnp.inf  # a nan is not: it must be seen
     shift = jnp.where(impossible, 0.0, log_likelihood)
     belief = jnp.where(impossible, state.belief, joint - shift)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 10.0
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 _watches: list[Stopwatch] = []
@@ -86,10 +86,10 @@ def heartbeat(say: Callable[[str], Any], every: float = HEARTBEAT_SECONDS) -> It
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text; cells may have several lines.
+    r"""A table in plain text; cells may have several lines.
 
     Example:
-        >>> print(table(("a", "b"), [("1", "2\\n3")]))
+        >>> print(table(("a", "b"), [("1", "2\n3")]))
         a  b
         ────
         1  2

@@ -25,7 +25,6 @@ class Joint(NamedTuple):
     cov: np.ndarray
     slopes: np.ndarray
     split: int
-    num_steps: int
 
 
 class Conditional(NamedTuple):
@@ -48,8 +47,9 @@ class Reference(NamedTuple):
     path: tuple  # mean (T D,) and covariance of the whole path
 
 
-def matrices(model, num_steps, us=None):
-    """Read ``A, b, Q, H, d, R`` of every time off a linear model; the first three at 0 are unused."""
+@jax.jit
+def matrices(model, times, us=None):
+    """Read ``A, b, Q, H, d, R`` of every time off a linear model; the first three unused at 0."""
     zero = jnp.zeros_like(model.at(0).initial(_at(us, 0)).mean)
 
     def read(law_of):
@@ -63,8 +63,7 @@ def matrices(model, num_steps, us=None):
         at = model.at(t)
         return (*read(lambda x: at.transition(x, u)), *read(lambda x: at.emission(x, u)))
 
-    stacked = jax.jit(jax.vmap(one))(jnp.arange(num_steps), us)
-    return [np.asarray(a, np.float64) for a in stacked]
+    return jax.vmap(one)(times, us)
 
 
 def _at(us, t):
@@ -90,7 +89,7 @@ def start(model, us=None):
 
 def joint(model, num_steps, us=None, kappa=None) -> Joint:
     """Stack a model into one normal law; with ``kappa``, flat directions get that variance."""
-    A, b, Q, H, d, R = matrices(model, num_steps, us)
+    A, b, Q, H, d, R = map(np.asarray, matrices(model, np.arange(num_steps), us))
     m0, P0, flat = start(model, us)
     if kappa is not None:
         P0, flat = P0 + kappa * flat @ flat.T, flat[:, :0]
@@ -113,9 +112,7 @@ def joint(model, num_steps, us=None, kappa=None) -> Joint:
     both = lift @ x_cov @ lift.T
     both[total:, total:] += noise
     offset = np.concatenate([np.zeros(total), d.ravel()])
-    return Joint(
-        lift @ mean.ravel() + offset, both, lift @ slopes.reshape(total, -1), total, length
-    )
+    return Joint(lift @ mean.ravel() + offset, both, lift @ slopes.reshape(total, -1), total)
 
 
 def _block_diagonal(blocks):
@@ -156,10 +153,9 @@ def condition(law: Joint, ys, observed) -> Conditional:
     return Conditional(log_evidence, mean, cov)
 
 
-def reference(model, ys, observed, us=None) -> Reference:
+def reference(law: Joint, ys, observed) -> Reference:
     """Every answer, each by conditioning the joint law anew."""
     length, width = ys.shape
-    law = joint(model, length, us)
     size = law.split // length
 
     def beliefs(given: Conditional, t, first, n):

@@ -11,14 +11,12 @@ import ssmkit as sk
 from ssmkit import keys
 from ssmkit.engines import states
 from ssmkit.models.base import simulate_series
+from ssmkit.models.programs import free_sites
 
 YS = jnp.linspace(-1.0, 1.0, 4)
 WALK = sk.models.LocalLevel(1.0, 1.0).with_initial([0.0], [1.0])
 HALF = jnp.full((2, 2), 0.5)
 COUNTS = sk.models.DiscreteHMM.poisson(HALF[0], HALF, jnp.array([1.0, 5.0]))
-
-# What draws, what makes keys; ``random_bits`` is below all draws and sees batches of keys.
-FORKS = ("fold_in", "split")
 
 
 class Recorder:
@@ -137,12 +135,11 @@ def test_simulation_of_one_series_is_a_prefix_of_a_longer_one():
     assert not np.array_equal(sk.simulate(2, WALK, 4).states, short.states)
 
 
-@pytest.mark.parametrize("num_paths", [1, 6])
-def test_path_draws_of_a_gaussian_posterior(num_paths, recorder):
+def test_path_draws_of_a_gaussian_posterior(recorder):
     posterior = sk.infer(0, sk.Kalman(), WALK, YS)
     assert recorder.drawn == []  # nothing in a Kalman filter is random
-    posterior.states.sample(1, num_paths)
-    assert_distinct(recorder, 2 * num_paths)  # noise of the path, and of the flat coefficients
+    posterior.states.sample(1, 6)
+    assert_distinct(recorder, 2 * 6)  # noise of the path, and of the flat coefficients
 
 
 def test_path_draws_of_a_finite_posterior(recorder):
@@ -167,13 +164,11 @@ def test_forecast_of_a_longer_series_uses_other_numbers():
     assert not np.array_equal(*values)
 
 
-def test_fitting_and_drawing_use_other_keys(recorder, monkeypatch):
+def test_starts_of_a_fit_draw_from_keys_of_their_own(recorder):
     def program():
         level = numpyro.param("level", 1.0, constraint=dist.constraints.positive)
         slope = numpyro.param("noise", 1.0, constraint=dist.constraints.positive)
         return sk.models.LocalLevel(level, slope)
-
-    from ssmkit.models.programs import free_sites
 
     engine = sk.GradientFit(sk.Kalman(), num_starts=4)
     sites = free_sites(sk.program(program))
@@ -185,7 +180,7 @@ def test_fitting_and_drawing_use_other_keys(recorder, monkeypatch):
     assert len(np.unique(values)) == 4
 
 
-def test_parameter_draws_and_series_get_keys_of_their_own(monkeypatch):
+def test_parameter_draws_and_series_get_keys_of_their_own():
     """Every series at every parameter draw is handed another key by `run_states`."""
 
     class Echo(sk.Kalman):

@@ -81,7 +81,8 @@ def run_states(
     if ragged:
         parts = shorten(parts, data.lengths)
         parts = parts if keep == "all" else {name: parts[name] for name in FINAL}
-    weights = jnp.zeros(1) if log_weights is None else log_weights
+    dtype = parts["log_evidence"].dtype
+    weights = jnp.zeros(1, dtype) if log_weights is None else log_weights
     if count is None:
         parts["log_evidence"] = parts["log_evidence"][0]
     merged = merge_draws(parts, weights)

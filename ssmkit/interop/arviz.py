@@ -10,8 +10,15 @@
 | ``observed_data`` | ``observations``, nan where missing |
 | ``constant_data`` | inputs |
 
+R-hat and effective sample sizes judge NUTS in ``weighted_posterior``, which has all draws; in
+``posterior`` they do so for the draws that have states. Draws at a point, Laplace draws and draws
+picked by weight are no chains: their R-hat says nothing, and the worth of weighted draws is the
+attribute ``effective_sample_size`` of ``weighted_posterior``.
+
 ``loo`` of ``one_step`` is *not* leave-one-out of independent points: the terms of a time series
-depend on each other. Their sum per draw is the log likelihood of the parameters.
+depend on each other. Their sum per draw is the log likelihood of the parameters. Steps at which
+every draw has the same value (nothing observed, or nothing identified yet) are to be left out
+first, with ``.sel(time=...)``; ArviZ 1.x refuses them.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class GaussianPaths(eqx.Module):
         return jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), earlier, self.last)
 
     def sample(self, key: Key, num_paths: int) -> Float[Array, "N T ..."]:
-        """Draw whole paths by backward sampling."""
+        """Draw whole paths by backward sampling; nan where the smoothed variance is infinite."""
         factors = cholesky_psd(self.covariance)
         last = cholesky_psd(self.last[1])
 
@@ -87,13 +87,16 @@ class GaussianPaths(eqx.Module):
             path = jax.lax.scan(back, end, kernels, reverse=True)[1]
             return jnp.concatenate([path, end[None]]).reshape(length, *self.event_shape)
 
-        return jax.vmap(draw)(jax.random.split(key, num_paths))
+        paths = jax.vmap(draw)(jax.random.split(key, num_paths))
+        if self.last[0].shape[1] == 1:
+            return paths
+        # a flat law has no draws
+        variances = jnp.diagonal(self.marginals()[1], axis1=1, axis2=2)
+        return jnp.where(jnp.isinf(variances).reshape(paths.shape[1:]), jnp.nan, paths)
 
     def _coefficients(self, key: Key) -> Array:
         noise = jax.random.normal(key, self.flat.mean.shape, self.last[0].dtype)
         flat = self.flat.mean + self.flat.factor @ noise
-        open_ended = jnp.sum(jnp.abs(self.flat.unidentified), axis=1) > 0
-        flat = jnp.where(open_ended, jnp.nan, flat)  # a flat law has no draws
         return jnp.concatenate([jnp.ones(1, flat.dtype), flat])
 
 
