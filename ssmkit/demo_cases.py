@@ -56,6 +56,10 @@ def _positive(name: str, start: float) -> Any:
     return numpyro.param(name, start, constraint=dist.constraints.positive)
 
 
+def _half_normal(name: str, scale: float) -> Any:
+    return numpyro.sample(name, dist.HalfNormal(scale))
+
+
 def nile_level() -> Any:
     """Local level, both variances fitted."""
     return sk.models.LocalLevel(
@@ -67,8 +71,8 @@ def nile_level() -> Any:
 def nile_level_with_priors() -> Any:
     """Local level; priors on standard deviations, in the units of the data."""
     return sk.models.LocalLevel(
-        level_variance=numpyro.sample("level_std", dist.HalfNormal(100.0)) ** 2,
-        noise_variance=numpyro.sample("noise_std", dist.HalfNormal(300.0)) ** 2,
+        level_variance=_half_normal("level_std", 100.0) ** 2,
+        noise_variance=_half_normal("noise_std", 300.0) ** 2,
     )
 
 
@@ -84,7 +88,7 @@ def co2_structural() -> Any:
         noise_variance=_positive("noise_variance", 0.02),
     )
     inside = dist.constraints.interval(-1.0, 1.0)
-    coefficient = numpyro.param("ar_coefficient", jnp.array(0.5), constraint=inside)
+    coefficient: Any = numpyro.param("ar_coefficient", jnp.array(0.5), constraint=inside)
     short = sk.models.AutoRegressive(coefficient[None], _positive("ar_variance", 0.02))
     return trend + sk.models.Seasonal(12, 0.0) + short
 

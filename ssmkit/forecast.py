@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmkit import keys
-from ssmkit.beliefs import Belief, Labels, mix
+from ssmkit.beliefs import Belief, Categorical, Labels, mix
 from ssmkit.errors import DataError, EngineError, OptionError, ShapeError
 from ssmkit.posterior import Posterior
 from ssmkit.typing import Inputs, Key
@@ -33,12 +33,12 @@ class Forecast(eqx.Module):
 
     def to_frame(self, level: float = 0.9) -> pd.DataFrame:
         """Dated table of the observations: mean, standard deviation and a central interval."""
+        if isinstance(self.observations, Categorical):
+            return self.observations.to_frame()
         return self.observations.to_frame(level)
 
     def __repr__(self) -> str:
         """Show the first rows of the table."""
-        from ssmkit.beliefs import Categorical
-
         table = self.observations if not isinstance(self.observations, Categorical) else self.states
         return f"Forecast\n{table.to_frame().head(12).to_string()}"
 

@@ -11,7 +11,7 @@ Source: L. R. Rabiner (1989), A tutorial on hidden Markov models, Proceedings of
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 
 from ssmkit.errors import ModelError
 from ssmkit.models.base import StateSpaceModel, input_at
-from ssmkit.models.distributions import base_distribution
+from ssmkit.models.distributions import base_distribution, is_a
 from ssmkit.models.observation import observed_log_prob, supports_coordinates
 from ssmkit.typing import Array, Float, Inputs, Int, Key, Law, PyTree, Scalar
 
@@ -82,8 +82,9 @@ def log_emission_vector(
     # scored inside vmap: a distribution returned out of it would have lost its batch
     def one(x: Array) -> Array:
         law = kernel.model.at(t).emission(x, u)
-        whole = mask is not None and not supports_coordinates(law)
-        return observed_log_prob(law, y, jnp.all(mask) if whole else mask)
+        if mask is not None and not supports_coordinates(law):
+            return observed_log_prob(law, y, jnp.all(mask))
+        return observed_log_prob(law, y, mask)
 
     return jax.vmap(one)(_states(kernel.model, u))
 
@@ -255,8 +256,9 @@ class CategoricalPaths(eqx.Module):
         """The law of the first ``length`` states, when nothing after them was observed."""
         matrix = self.log_transition
         matrix = matrix[: length - 1] if matrix.ndim == 3 else matrix
-        steps = (a[:length] for a in (self.predicted, self.filtered, self.log_emission))
-        return CategoricalPaths(*steps, matrix)
+        return CategoricalPaths(
+            self.predicted[:length], self.filtered[:length], self.log_emission[:length], matrix
+        )
 
     def sample(self, key: Key, num_paths: int) -> Int[Array, "N T"]:
         """Draw whole paths by backward sampling."""
@@ -296,7 +298,8 @@ class CategoricalPaths(eqx.Module):
 
 def categorical_paths(kernel: FiniteKernel, steps: FiniteStep) -> CategoricalPaths:
     """Turn a kept filter history into the joint law of the path."""
-    matrix = steps.log_transition if kernel.log_transition is None else kernel.log_transition
+    constant, changing = kernel.log_transition, steps.log_transition
+    matrix: Any = changing if constant is None else constant
     return CategoricalPaths(steps.predicted, steps.filtered, steps.log_emission, matrix)
 
 
@@ -315,9 +318,9 @@ def _states(model: StateSpaceModel, u: PyTree) -> Int[Array, " K"]:
 
 def _log_probabilities(law: Law, method: str) -> Array:
     base = base_distribution(law)
-    if isinstance(base, dist.CategoricalLogits) and law.batch_shape == ():
+    if is_a(base, dist.CategoricalLogits) and law.batch_shape == ():
         return base.logits - _log_sum_exp(base.logits, axis=-1)
-    if isinstance(base, dist.CategoricalProbs) and law.batch_shape == ():
+    if is_a(base, dist.CategoricalProbs) and law.batch_shape == ():
         # double where: the gradient of a logarithm at zero must not be nan
         zero = base.probs == 0
         return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, base.probs)))

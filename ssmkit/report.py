@@ -61,10 +61,10 @@ def _listen() -> None:
     _listening = True
 
 
-def _on_event(event: str, duration: float, **_: Any) -> None:
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     if event == COMPILE_EVENT:
         for watch in _watches:
-            watch.compiling += duration
+            watch.compiling += duration_secs
 
 
 @contextlib.contextmanager

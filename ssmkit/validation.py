@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 
 from ssmkit.beliefs import Labels
 from ssmkit.errors import DataError, EngineError, ModelError, ShapeError, TracerError
@@ -33,7 +34,7 @@ def refuse_tracers(verb: str, *trees: Any) -> None:
     Raises:
         TracerError: some leaf is a tracer.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise TracerError(
             f"sk.{verb} was called inside jit, grad or vmap.",
             got="traced values",
@@ -143,8 +144,8 @@ def _inputs(us: Any, lead: tuple[int, ...], labels: Labels) -> Inputs:
                 expected=f"us with leading axes {lead}",
                 fix="one row of inputs per observation, also where the observation is missing",
             )
-        both = own.times is not None and labels.times is not None
-        if both and not own.times.equals(labels.times):
+        dates, expected = own.times, labels.times
+        if dates is not None and expected is not None and not dates.equals(expected):
             raise DataError("us and ys have different dates.", fix="us.reindex(ys.index)")
         if array.dtype.kind == "f" and np.isnan(array).any():
             bad = np.argwhere(np.isnan(array))[0]
@@ -200,11 +201,14 @@ def _ragged(ys: Sequence, us: Any, observed: Any) -> Data:
     padded = [
         jnp.concatenate([m, jnp.zeros((longest - m.shape[0], *m.shape[1:]), bool)]) for m in masks
     ]
-    stacked = jax.tree.map(lambda *a: jnp.stack([pad(x) for x in a]), *[(d.ys, d.us) for d in each])
+    stacked: Any = jax.tree.map(
+        lambda *a: jnp.stack([pad(x) for x in a]), *[(d.ys, d.us) for d in each]
+    )
     mask = jnp.stack(padded)
     labels = Labels(None, each[0].labels.names)
     dates = tuple(d.labels for d in each)
-    return Data(*stacked, None if bool(mask.all()) else mask, lengths, labels, dates)
+    ys, us = stacked[0], stacked[1]
+    return Data(ys, us, None if bool(mask.all()) else mask, lengths, labels, dates)
 
 
 def dry_run(model: StateSpaceModel, data: Data, *, batched: bool) -> None:

@@ -107,7 +107,7 @@ BENT = Bent(jnp.array([1.0, 0.5]), jnp.array([0.3, 0.4]), jnp.array([0.4, 0.3]))
 WEATHER = Weather(
     jnp.array([0.2, -0.1]),
     jnp.array([[1.0, -1.0], [-0.5, 0.5]]),
-    jnp.array([[2.0, 4.0], [4.0, 2.0]]),
+    jnp.array([[2.0, 5.0], [4.0, 1.0]]),
 )
 PUSH = NOISE.normal(size=LENGTH)
 BENT_INPUTS = {"push": 0.3 * PUSH[:, None], "shift": 0.2 * NOISE.normal(size=LENGTH)}

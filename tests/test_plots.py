@@ -1,5 +1,8 @@
 """Plots: what is drawn, what is left out, and what is refused by name."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,7 +11,7 @@ import pandas as pd
 import pytest
 
 import ssmkit as sk
-from ssmkit.beliefs import Categorical, Labels
+from ssmkit.beliefs import Categorical, Labels, mix
 from ssmkit.errors import DataError, EngineError, OptionError, ShapeError, UnknownNameError
 
 LEVEL = sk.models.LocalLevel(1469.0, 15099.0)
@@ -203,15 +206,23 @@ def test_batches_and_empty_residuals_are_refused(nile):
         sk.plots.residuals(lone)
 
 
-def test_draws_of_parameters_give_bands_too(nile):
-    import numpyro
-
-    def program():
-        scale = numpyro.sample("scale", dist.HalfNormal(100.0))
-        return sk.models.LocalLevel(scale**2, 15000.0)
-
-    engine = sk.NUTS(sk.Kalman(), num_warmup=20, num_samples=20, num_chains=1)
-    posterior = sk.infer(0, engine, program, nile)
-    ax = sk.plots.states(posterior, which="predicted")
+def test_draws_of_parameters_give_bands_too(posterior):
+    """Two parameter draws, made by hand from one posterior."""
+    twice = jax.tree.map(lambda a: jnp.stack([a, a]), (posterior.model, posterior.predicted))
+    marginals = jax.tree.map(lambda a: jnp.stack([a, a]), posterior.states.marginals)
+    weights = jnp.zeros(2)
+    states = dataclasses.replace(posterior.states, marginals=mix(marginals, weights))
+    parts = posterior.parts | {
+        "states": dataclasses.replace(states, log_weights=weights),
+        "predicted": mix(twice[1], weights),
+        "state_log_weights": weights,
+    }
+    drawn = dataclasses.replace(posterior, model=twice[0], parts=parts)
+    ax = sk.plots.states(drawn, which="predicted")
     assert np.isfinite(ax.get_ylim()).all()
-    assert "data" in [a.get_label() for a in ax.lines]
+    single = sk.plots.states(posterior, which="predicted")
+    for label in ("mean", "data"):
+        np.testing.assert_allclose(
+            line(ax, label).get_ydata(), line(single, label).get_ydata(), rtol=1e-9
+        )
+    assert "level" in [ax.get_title(loc="left") for ax in sk.plots.components(drawn)]

@@ -8,7 +8,7 @@ import re
 import textwrap
 
 INLINE = re.compile(r"\\\((.+?)\\\)", re.DOTALL)
-DISPLAY = re.compile(r"^([ \t]*)(.*?)\\\[(.+?)\\\][ \t]*$", re.DOTALL | re.MULTILINE)
+DISPLAY = re.compile(r"^([ \t]*)([^\n]*?)\\\[(.+?)\\\][ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def convert(text):

@@ -53,7 +53,8 @@ def select_series(posterior: Posterior, index: int) -> Posterior:
         if name != "batch"
     }
     series = jax.tree.map(lambda a: a[index][:length], (data.ys, data.us, data.mask))
-    data = Data(*series, None, labels)
+    ys, us, mask = series
+    data = Data(ys, us, mask, None, labels)
     return eqx.tree_at(lambda p: (p.data, p.parts), posterior, (data, parts))
 
 

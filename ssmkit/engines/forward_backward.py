@@ -121,7 +121,10 @@ class ForwardBackward:
             def draw(draw_key: Key) -> Array:
                 pick, emit = jax.random.split(draw_key)
                 x = jax.random.categorical(pick, state.belief)
-                return model.at(t).emission(x, u).sample(emit)
+                y = model.at(t).emission(x, u).sample(emit)
+                # numpyro draws in the default precision
+                is_float = jnp.issubdtype(y.dtype, jnp.floating)
+                return y.astype(state.belief.dtype) if is_float else y
 
             step_keys = jax.random.split(jax.random.fold_in(key, t), self.num_forecast_draws)
             return state, (state.belief, jax.vmap(draw)(step_keys))

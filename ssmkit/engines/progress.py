@@ -33,7 +33,9 @@ class Progress:
         if self._bar is None and (self.show or (self.show is None and waited)):
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=self.total, desc=self.title, leave=False)
+            # unasked, only where a person looks: not into a log file
+            silent = None if self.show is None else False
+            self._bar = tqdm(total=self.total, desc=self.title, leave=False, disable=silent)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             if objective is not None:

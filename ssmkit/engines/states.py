@@ -74,12 +74,12 @@ def run_states(
     """
     count = None if log_weights is None else log_weights.shape[0]
     series = (data.ys, data.us, data.mask)
-    ragged = data.lengths is not None
+    lengths = data.lengths
     # the last belief about a short series stands inside its padded history
-    kept = "all" if ragged else keep
+    kept = "all" if lengths is not None else keep
     parts = dict(_infer(engine, key, models, series, kept, count, batched))
-    if ragged:
-        parts = shorten(parts, data.lengths)
+    if lengths is not None:
+        parts = shorten(parts, lengths)
         parts = parts if keep == "all" else {name: parts[name] for name in FINAL}
     dtype = parts["log_evidence"].dtype
     weights = jnp.zeros(1, dtype) if log_weights is None else log_weights

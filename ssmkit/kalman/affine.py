@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from ssmkit.linalg import cholesky_psd, solve_psd
+from ssmkit.linalg import cholesky_psd, solve_psd, triangularise
 from ssmkit.models.distributions import covariance_of, moments
 from ssmkit.typing import Array, Float, Law
 
@@ -94,6 +94,8 @@ class sigma_points:  # noqa: N801 - used as a function
     def __call__(self, conditional: Conditional, mean: Array, factor: Array) -> AffineGaussian:
         """Regress the conditional on the points."""
         size = mean.shape[0]
+        # the points depend on which factor is used: one for all forms
+        factor = triangularise(factor)
         spread = self.alpha**2 * (size + self.kappa)
         offsets = jnp.sqrt(spread) * jnp.concatenate([factor.T, -factor.T])
         points = jnp.concatenate([mean[None], mean + offsets])
@@ -108,8 +110,7 @@ class sigma_points:  # noqa: N801 - used as a function
         average = weights @ locations
         deviations = locations - average
         cross = jnp.einsum("s,si,sj->ij", weights[1:], deviations[1:], offsets)
-        lower = cholesky_psd(factor @ factor.T)
-        matrix = solve_psd(lower, cross.T).T
+        matrix = solve_psd(factor, cross.T).T
         scatter = jnp.einsum("s,si,sj->ij", central, deviations, deviations)
         carried = matrix @ factor
         noise = jnp.einsum("s,sij->ij", weights, noises) + scatter - carried @ carried.T

@@ -124,9 +124,10 @@ class GaussianEngine(abc.ABC):
 
         times = start + jnp.arange(num_steps)
         states, observations = jax.lax.scan(ahead, carry, (times, us))[1]
+        (mean, covariance), (seen, scatter) = states, observations
         return {
-            "states": Gaussian(*states, kernel.event_shape),
-            "observations": Gaussian(*observations, event),
+            "states": Gaussian(mean, covariance, kernel.event_shape),
+            "observations": Gaussian(seen, scatter, event),
         }
 
     def _emission(self, kernel: Any, state: Any, t: int, us: Inputs) -> tuple[Array]:
@@ -142,5 +143,5 @@ class GaussianEngine(abc.ABC):
         return used.matrix, used.offset, used.covariance
 
 
-def _flatten(a: Array | None) -> Array | None:
+def _flatten(a: Any) -> Any:
     return None if a is None else a.reshape(a.shape[0], math.prod(a.shape[1:]))

@@ -193,21 +193,33 @@ def update(
     mask: Array | None,
 ) -> tuple[GaussianState, Evidence, AffineGaussian | None]:
     """Condition the belief on one observation; its increments of the evidence come along."""
-    emission, used = kernel.emission, None
-    means, spread = state.means, state.spread
     count = y.shape[0] if mask is None else jnp.sum(mask)
-    for _ in range(kernel.rule.iterations):
-        point = means[:, 0]
-        if kernel.emission is None:
-            factor = kernel.form.factor(state.spread)
-            used = kernel.rule(kernel.conditional("emission", t, u), point, factor)
-            emission = whiten(used)
-        *rows, log_jacobian = _rows(emission, y, mask)
-        means, spread, evidence = _condition(kernel.form, state.means, state.spread, tuple(rows))
+
+    def around(point: Array) -> tuple[tuple[Array, Array, Evidence], Scalar, AffineGaussian | None]:
+        emission, used = _emission(kernel, state, t, u, point)
+        matrix, residual, std, log_jacobian = _rows(emission, y, mask)
+        rows = (matrix, residual, std)
+        return _condition(kernel.form, state.means, state.spread, rows), log_jacobian, used
+
+    result = around(state.means[:, 0])
+    for _ in range(kernel.rule.iterations - 1):
+        result = around(result[0][0][:, 0])
+    (means, spread, evidence), log_jacobian, used = result
     log_norm = evidence.log_norm + log_jacobian - 0.5 * count * math.log(2 * math.pi)
     evidence = Evidence(evidence.gram, log_norm)
     total = _add(state.evidence, evidence)
     return GaussianState(means, spread, total), evidence, used
+
+
+def _emission(
+    kernel: GaussianKernel, state: GaussianState, t: int | Array, u: PyTree, point: Array
+) -> tuple[tuple[AffineGaussian, Array | None], AffineGaussian | None]:
+    """The whitened emission, and the affine form it came from when that changes with time."""
+    if kernel.emission is not None:
+        return kernel.emission, None
+    law = kernel.conditional("emission", t, u)
+    used = kernel.rule(law, point, kernel.form.factor(state.spread))
+    return whiten(used), used
 
 
 def _add(total: Any, increment: Evidence) -> Any:

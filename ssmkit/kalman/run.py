@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +120,8 @@ def predicted_observations(
     cov = kernel.form.covariance(steps.predicted[1])
     emission = steps.emission
     if emission is None:
-        (matrix, offset, std), lower = kernel.emission
+        constant: Any = kernel.emission
+        (matrix, offset, std), lower = constant
         colour = jnp.diag(std) if lower is None else lower
         undo = (lambda a: a) if lower is None else (lambda a: lower @ a)
         matrix, offset = undo(matrix), undo(offset)

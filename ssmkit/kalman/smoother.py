@@ -51,9 +51,16 @@ class GaussianPaths(eqx.Module):
     def until(self, length: int) -> GaussianPaths:
         """The law of the first ``length`` states, when nothing after them was observed."""
         means, covariances = self._smoothed()
-        kernels = (a[: length - 1] for a in (self.gain, self.offset, self.covariance))
         last = (means[length - 1], covariances[length - 1])
-        return GaussianPaths(*kernels, last, self.flat, self.event_shape)
+        before = slice(length - 1)
+        return GaussianPaths(
+            self.gain[before],
+            self.offset[before],
+            self.covariance[before],
+            last,
+            self.flat,
+            self.event_shape,
+        )
 
     def _smoothed(self) -> tuple[Float[Array, "T D p"], Float[Array, "T D D"]]:
         def back(carry: tuple, kernel: tuple) -> tuple[tuple, tuple]:

@@ -37,7 +37,7 @@ class SingularNormal(dist.Distribution):
     """
 
     arg_constraints: ClassVar = {"mean": constraints.real_vector, "factor": constraints.real_matrix}
-    support = constraints.real_vector
+    support: Any = constraints.real_vector
     pytree_data_fields = ("location", "factor")
 
     def __init__(self, mean: Float[Array, "... D"], factor: Float[Array, "... D K"]) -> None:
@@ -101,7 +101,7 @@ class Diffuse(dist.Distribution):
         (2, 2)
     """
 
-    support = constraints.real_vector
+    support: Any = constraints.real_vector
     pytree_data_fields = ("location", "factor", "directions")
 
     def __init__(
@@ -157,9 +157,14 @@ GAUSSIAN = (
 )
 
 
+def is_a(law: Law, kind: Any) -> bool:
+    """``isinstance`` that does not bring numpyro's annotations back in."""
+    return isinstance(law, kind)
+
+
 def base_distribution(distribution: Law) -> Law:
     """Strip ``Independent`` and ``ExpandedDistribution`` wrappers."""
-    while isinstance(distribution, dist.Independent | dist.ExpandedDistribution):
+    while is_a(distribution, dist.Independent | dist.ExpandedDistribution):
         distribution = distribution.base_dist
     return distribution
 
@@ -184,22 +189,22 @@ def moments(distribution: Law) -> tuple[Array, Array]:
     """
     mean = jnp.ravel(distribution.mean)
     base = base_distribution(distribution)
-    if isinstance(base, SingularNormal):
+    if is_a(base, SingularNormal):
         return mean, base.factor
-    if isinstance(base, dist.MultivariateNormal):
+    if is_a(base, dist.MultivariateNormal):
         return mean, base.scale_tril
-    if isinstance(base, dist.LowRankMultivariateNormal):
+    if is_a(base, dist.LowRankMultivariateNormal):
         return mean, jnp.concatenate([base.cov_factor, jnp.diag(jnp.sqrt(base.cov_diag))], axis=1)
-    if isinstance(base, dist.MultivariateStudentT):
+    if is_a(base, dist.MultivariateStudentT):
         factor = base.scale_tril * jnp.sqrt(base.df / (base.df - 2))
         return mean, factor
     return mean, jnp.ravel(_standard_deviation(distribution, base))
 
 
 def _standard_deviation(distribution: Law, base: Any) -> Array:
-    if isinstance(base, dist.Normal):
+    if is_a(base, dist.Normal):
         return jnp.broadcast_to(base.scale, distribution.batch_shape + distribution.event_shape)
-    if isinstance(base, dist.Delta):
+    if is_a(base, dist.Delta):
         return jnp.zeros_like(distribution.mean)
     try:
         variance = distribution.variance
@@ -210,7 +215,7 @@ def _standard_deviation(distribution: Law, base: Any) -> Array:
             expected="a numpyro distribution with .mean and .variance",
             fix="use another distribution, or a particle engine",
         ) from error
-    if len(distribution.event_shape) == 1 and isinstance(base, dist.MixtureSameFamily):
+    if len(distribution.event_shape) == 1 and is_a(base, dist.MixtureSameFamily):
         raise ModelError("a Gaussian engine cannot use vector mixtures.", got=type(base).__name__)
     return jnp.sqrt(variance)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.core import Tracer
 from jax.scipy.special import gammaln, logsumexp
 
 from ssmkit.errors import MissingDataError
 from ssmkit.linalg import cholesky_psd, solve_lower
-from ssmkit.models.distributions import base_distribution
+from ssmkit.models.distributions import base_distribution, is_a
 from ssmkit.typing import Array, Law
 
 MULTIVARIATE = (
@@ -52,7 +52,7 @@ def observed_mask(
 
 def is_concrete(*arrays: Array | None) -> bool:
     """Whether values can be looked at: none of the arrays is being traced."""
-    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+    return not any(isinstance(a, Tracer) for a in arrays)
 
 
 def needed_mask(ys: Array, observed: Array | None, event_ndim: int) -> Array | None:
@@ -80,11 +80,11 @@ def supports_coordinates(distribution: Law) -> bool:
     """Whether single coordinates of one observation may be missing under this law."""
     if distribution.event_shape == ():
         return True
-    if isinstance(distribution, dist.MixtureSameFamily):
+    if is_a(distribution, dist.MixtureSameFamily):
         return supports_coordinates(distribution.component_distribution)
-    if isinstance(distribution, dist.MixtureGeneral):
+    if is_a(distribution, dist.MixtureGeneral):
         return all(supports_coordinates(d) for d in distribution.component_distributions)
-    if isinstance(distribution, dist.Independent):
+    if is_a(distribution, dist.Independent):
         return base_distribution(distribution).event_shape == ()
     return isinstance(distribution, MULTIVARIATE)
 
@@ -148,15 +148,15 @@ def _whole(distribution: Law, y: Array, observed: Array) -> Array:
 
 
 def _coordinates(distribution: Law, y: Array, observed: Array) -> Array:
-    if isinstance(distribution, dist.MixtureSameFamily):
+    if is_a(distribution, dist.MixtureSameFamily):
         return _mixture(distribution.mixing_distribution, distribution, y, observed)
-    if isinstance(distribution, dist.MixtureGeneral):
+    if is_a(distribution, dist.MixtureGeneral):
         parts = [_coordinates(d, y, observed) for d in distribution.component_distributions]
         log_weights = jnp.log(distribution.mixing_distribution.probs)
         return logsumexp(jnp.stack(parts, axis=-1) + log_weights, axis=-1)
-    if isinstance(distribution, dist.Independent):
+    if is_a(distribution, dist.Independent):
         base = distribution
-        while isinstance(base, dist.Independent):
+        while is_a(base, dist.Independent):
             base = base.base_dist
         filled = feasible(distribution, y, observed)
         terms = jnp.where(observed, base.log_prob(filled), 0.0)
@@ -164,7 +164,7 @@ def _coordinates(distribution: Law, y: Array, observed: Array) -> Array:
     return _elliptical(distribution, y, observed)
 
 
-def _mixture(mixing: Law, mixture: dist.MixtureSameFamily, y: Array, observed: Array) -> Array:
+def _mixture(mixing: Law, mixture: Law, y: Array, observed: Array) -> Array:
     terms = _coordinates(mixture.component_distribution, y, observed)
     log_weights = jnp.log(mixing.probs)
     return logsumexp(terms + log_weights, axis=-1)
@@ -172,7 +172,7 @@ def _mixture(mixing: Law, mixture: dist.MixtureSameFamily, y: Array, observed: A
 
 def _elliptical(distribution: Law, y: Array, observed: Array) -> Array:
     """Normal and Student-t marginals: rows and columns of what is missing leave the matrix."""
-    is_student = isinstance(distribution, dist.MultivariateStudentT)
+    is_student = is_a(distribution, dist.MultivariateStudentT)
     if is_student:
         matrix = distribution.scale_tril @ jnp.swapaxes(distribution.scale_tril, -1, -2)
     else:

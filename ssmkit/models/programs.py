@@ -155,7 +155,7 @@ def build_with_prior(
         ParameterError: a site is missing or misspelt.
     """
     tracer = handlers.trace(_Strict(target, dict(values)))
-    model = tracer()
+    model: Any = tracer()
     log_prior = jnp.zeros(())
     for message in tracer.trace.values():
         if message["type"] == "sample":
@@ -188,10 +188,10 @@ class _Strict(handlers.substitute):
     def process_message(self, msg: dict[str, Any]) -> None:
         """Set the value of one site."""
         super().process_message(msg)
-        if _is_free(msg) and msg["name"] not in self.data:
+        if _is_free(msg) and msg["name"] not in (self.data or ()):
             raise ParameterError(
                 f"the program's site {msg['name']!r} has no value.",
-                got=f"values for {sorted(self.data)}",
+                got=f"values for {sorted(self.data or ())}",
                 expected=f"a value for {msg['name']!r} too",
                 fix="check the spelling; every site of the program needs a value",
             )

@@ -10,7 +10,7 @@ import numpy as np
 from ssmkit.beliefs import Belief, Categorical
 from ssmkit.errors import EngineError, OptionError
 from ssmkit.forecast import Forecast
-from ssmkit.plots import canvas
+from ssmkit.plots import canvas, requests
 from ssmkit.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -59,18 +59,18 @@ def states(
         >>> ax.get_title(loc="left")
         'level, filtered'
     """
-    canvas.require_series(posterior, "states")
-    canvas.require_level(level)
+    requests.require_series(posterior, "states")
+    requests.require_level(level)
     belief = _belief(posterior, which)
     length = posterior.data.ys.shape[0]
     x = canvas.positions(posterior.data.labels.times, length)
     if isinstance(belief, Categorical):
         return _finite_states(posterior, belief, x, which, ax)
-    names = canvas.coordinate_names(belief, "x")
-    column = canvas.find(names, index, "state")
-    ax = canvas.new_axes()[0, 0] if ax is None else ax
+    names = requests.coordinate_names(belief, "x")
+    column = requests.find(names, index, "state")
+    ax = canvas.one_axes(ax)
     canvas.draw_band(ax, x, belief, column, level)
-    ys, missing = canvas.observations(posterior)
+    ys, missing = requests.observations(posterior)
     if _wants_data(posterior, column, ys, show_data):
         canvas.draw_data(ax, x, ys[:, 0])
     canvas.shade_missing(ax, x, missing)
@@ -89,9 +89,9 @@ def _belief(posterior: Posterior, which: str) -> Belief:
 def _finite_states(
     posterior: Posterior, belief: Categorical, x: np.ndarray, which: str, ax: Axes | None
 ) -> Axes:
-    ax = canvas.new_axes()[0, 0] if ax is None else ax
+    ax = canvas.one_axes(ax)
     canvas.draw_probabilities(ax, x, belief)
-    canvas.shade_missing(ax, x, canvas.observations(posterior)[1])
+    canvas.shade_missing(ax, x, requests.observations(posterior)[1])
     canvas.label_time(ax, x)
     canvas.tidy(ax, title=f"states, {which}", ylabel="probability")
     canvas.legend(ax)
@@ -101,8 +101,8 @@ def _finite_states(
 def _wants_data(posterior: Posterior, column: int, ys: np.ndarray, show_data: bool | None) -> bool:
     if show_data is None:
         mean = canvas.interval(posterior.states.marginals, column, 0.5)[0]
-        same_scale = canvas.on_data_scale(posterior, mean, ys)
-        return same_scale and canvas.observed_directly(posterior, column)
+        same_scale = requests.on_data_scale(posterior, mean, ys)
+        return same_scale and requests.observed_directly(posterior, column)
     if show_data and ys.shape[1] > 1:
         raise OptionError(
             "show_data=True does not say which of the observations.",
@@ -148,13 +148,13 @@ def forecast(
         3
     """
     _check_forecast(forecast, posterior, levels, last)
-    ax = canvas.new_axes()[0, 0] if ax is None else ax
+    ax = canvas.one_axes(ax)
     belief = forecast.observations
     finite = isinstance(belief, Categorical)
     steps = belief.log_probabilities.shape[0] if finite else belief.mean().shape[0]
     x = _future(belief, posterior, steps)
-    names = ["observation"] if finite else canvas.coordinate_names(belief, "y")
-    column = canvas.find(names, index, "observation")
+    names = ["observation"] if finite else requests.coordinate_names(belief, "y")
+    column = requests.find(names, index, "observation")
     if posterior is not None:
         _history(ax, posterior, column, max(4 * steps, 40) if last is None else last)
     if isinstance(belief, Categorical):
@@ -178,9 +178,9 @@ def _check_forecast(
             fix="sk.plots.forecast(sk.forecast(key, posterior, num_steps=10), posterior)",
         )
     if posterior is not None:
-        canvas.require_series(posterior, "forecast")
+        requests.require_series(posterior, "forecast")
     for level in levels:
-        canvas.require_level(level)
+        requests.require_level(level)
     if last is not None and last < 0:
         raise OptionError("last counts past steps.", got=last, expected="0 or more")
 
@@ -196,7 +196,7 @@ def _future(belief: Belief, posterior: Posterior | None, steps: int) -> np.ndarr
 
 
 def _history(ax: Axes, posterior: Posterior, column: int, last: int) -> None:
-    ys, missing = canvas.observations(posterior)
+    ys, missing = requests.observations(posterior)
     start = max(0, len(ys) - last)
     if start == len(ys):
         return

@@ -10,7 +10,7 @@ from ssmkit.beliefs import Belief
 from ssmkit.diagnostics import components as find_components
 from ssmkit.diagnostics import residuals as find_residuals
 from ssmkit.errors import DataError
-from ssmkit.plots import canvas
+from ssmkit.plots import canvas, requests
 from ssmkit.posterior import Posterior
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ def components(posterior: Posterior, *, level: float = 0.9, axes: Any = None) ->
         >>> [ax.get_title(loc="left") for ax in sk.plots.components(posterior)]
         ['level', 'cycle']
     """
-    canvas.require_series(posterior, "components")
-    canvas.require_level(level)
+    requests.require_series(posterior, "components")
+    requests.require_level(level)
     parts = find_components(posterior)
     if axes is None:
         size = (8.5, 1.0 + 2.1 * len(parts))
         axes = canvas.new_axes(len(parts), 1, size=size, sharex=True)
-    flat = canvas.given_axes(axes, len(parts), "components")
-    ys, missing = canvas.observations(posterior)
+    flat = requests.given_axes(axes, len(parts), "components")
+    ys, missing = requests.observations(posterior)
     x = canvas.positions(posterior.data.labels.times, len(ys))
     with_data = _level_of(posterior, parts, ys)
     for ax, (name, belief) in zip(flat, parts.items(), strict=True):
@@ -69,7 +69,7 @@ def components(posterior: Posterior, *, level: float = 0.9, axes: Any = None) ->
 def _level_of(posterior: Posterior, parts: dict[str, Belief], ys: np.ndarray) -> str | None:
     """The first component that lies where the data are."""
     for name, belief in parts.items():
-        if canvas.on_data_scale(posterior, np.asarray(belief.mean()).ravel(), ys):
+        if requests.on_data_scale(posterior, np.asarray(belief.mean()).ravel(), ys):
             return name
     return None
 
@@ -103,10 +103,10 @@ def residuals(posterior: Posterior, index: int | str = 0, *, axes: Any = None) -
 
     Source: Durbin and Koopman (2012), Time Series Analysis by State Space Methods, 2.12.
     """
-    canvas.require_series(posterior, "residuals")
+    requests.require_series(posterior, "residuals")
     errors = find_residuals(posterior)
-    names = canvas.coordinate_names(posterior.predicted_observations, "y")
-    errors = errors[:, canvas.find(names, index, "observation")]
+    names = requests.coordinate_names(posterior.predicted_observations, "y")
+    errors = errors[:, requests.find(names, index, "observation")]
     if np.isfinite(errors).sum() < MIN_RESIDUALS:
         raise DataError(
             "there are too few residuals to draw.",
@@ -114,7 +114,7 @@ def residuals(posterior: Posterior, index: int | str = 0, *, axes: Any = None) -
             expected=f"at least {MIN_RESIDUALS} observed steps after the diffuse start",
         )
     axes = canvas.new_axes(2, 2, size=(8.5, 5.6)) if axes is None else axes
-    flat = canvas.given_axes(axes, 4, "residuals")
+    flat = requests.given_axes(axes, 4, "residuals")
     _over_time(flat[0], posterior, errors)
     seen = errors[np.isfinite(errors)]
     _histogram(flat[1], seen)
@@ -131,7 +131,7 @@ def _over_time(ax: Axes, posterior: Posterior, errors: np.ndarray) -> None:
     for bound in (-1.96, 1.96):
         ax.axhline(bound, color=canvas.GREY, linewidth=0.8, linestyle="--")
     ax.axhline(0, color=canvas.GREY, linewidth=0.8)
-    canvas.shade_missing(ax, x, canvas.observations(posterior)[1])
+    canvas.shade_missing(ax, x, requests.observations(posterior)[1])
     canvas.label_time(ax, x)
     canvas.tidy(ax, title="standardised residuals (lines: 95 %)")
 
