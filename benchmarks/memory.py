@@ -41,7 +41,7 @@ def measure(T: int) -> Memory:
     model, key = sk.models.LinearGaussian(*arrays), jax.random.key(0)
     ys = jnp.asarray(ys)
 
-    def value(model, ys):
+    def value(model, ys):  # an argument, any of which may be missing: the larger of the two
         return sk.log_evidence(key, sk.Kalman(), model, ys)
 
     run = jax.jit(value).lower(model, ys).compile()

@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         help="where to write (%(default)s)",
     )
     demo.add_argument(
-        "--quick", action="store_true", help="leave out what takes long, thin the monthly series"
+        "--quick",
+        action="store_true",
+        help="two small fits in place of all (smoke test)",
     )
     return parser
 

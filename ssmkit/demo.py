@@ -34,7 +34,7 @@ def run_demo(out: Path, *, quick: bool = False, say: Printer = print) -> list[Ou
 
     Args:
         out: folder to write to; made when it does not exist.
-        quick: leave out what takes long, and thin the monthly series.
+        quick: two small fits in place of all.
         say: prints one line.
 
     Returns:

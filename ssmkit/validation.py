@@ -207,8 +207,8 @@ def _ragged(ys: Sequence, us: Any, observed: Any) -> Data:
     mask = jnp.stack(padded)
     labels = Labels(None, each[0].labels.names)
     dates = tuple(d.labels for d in each)
-    ys, us = stacked[0], stacked[1]
-    return Data(ys, us, None if bool(mask.all()) else mask, lengths, labels, dates)
+    values, us = stacked[0], stacked[1]
+    return Data(values, us, None if bool(mask.all()) else mask, lengths, labels, dates)
 
 
 def dry_run(model: StateSpaceModel, data: Data, *, batched: bool) -> None:

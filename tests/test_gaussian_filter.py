@@ -98,7 +98,7 @@ class Scalar(StateSpaceModel):
 def linear(
     *, varying=False, correlated=False, singular=False, start="proper", size=3, width=2, seed=0
 ):
-    """Draw a model; ``start`` is proper, known (rank one), partial, one-flat or diffuse.
+    """Draw a model; ``start``: proper, known (rank one), point, partial, one flat or diffuse.
 
     Shapes depend on the first two arguments and on whether the start is proper alone, so that
     several models share one compiled filter: what is singular or absent is a column of zeros.
@@ -115,7 +115,7 @@ def linear(
     noise = spread @ np.swapaxes(spread, -1, -2) + 0.2 * np.eye(width)
     if not correlated:
         noise = np.sqrt(np.diagonal(noise, axis1=-2, axis2=-1))
-    rank = {"proper": size, "known": 1, "partial": 1, "one flat": 2, "diffuse": 0}[start]
+    rank = {"proper": size, "known": 1, "partial": 1, "one flat": 2}.get(start, 0)
     initial = rng.normal(size=(size, size)) * (np.arange(size) < rank)
     flat = {"partial": 2, "one flat": 1, "diffuse": size}.get(start)
     directions = None if flat is None else rng.normal(size=(size, size)) * (np.arange(size) < flat)
@@ -523,13 +523,13 @@ def test_gradients_agree_with_finite_differences(form, start):
 
 
 def test_smoother_gradients_agree_with_finite_differences():
-    """Through a prediction of rank one, where a plain factorisation has nan derivatives."""
+    """Through covariances of rank zero and one, where a plain factorisation gives nan."""
     ys, mask = data(2), patterns(2)["coordinates"]
 
     @jax.jit
     def value(theta):
         mean, cov = run(
-            exact(), "covariance", parametrised(theta, "known"), ys, None, mask
+            exact(), "covariance", parametrised(theta, "point"), ys, None, mask
         ).smoothed
         return jnp.sum(jnp.sin(mean)) + jnp.sum(jnp.sin(cov))
 

@@ -4,7 +4,9 @@ import functools
 import json
 import os
 import pickle
+import sys
 import zipfile
+from types import ModuleType
 from typing import NamedTuple
 
 import equinox as eqx
@@ -260,6 +262,27 @@ def test_nothing_is_pickled(laplace, tmp_path, monkeypatch):
             assert not data.startswith(b"\x80")
 
 
+class Trap:
+    sprung = False
+
+    def __reduce__(self):
+        return setattr, (Trap, "sprung", True)
+
+
+def test_a_smuggled_pickle_is_not_read(plain, tmp_path):
+    path = plain.save(tmp_path / "a.ssm")
+    np.save(tmp_path / "trap.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    parts["arrays/0.npy"] = (tmp_path / "trap.npy").read_bytes()
+    with zipfile.ZipFile(path, "w") as new:
+        for name, part in parts.items():
+            new.writestr(name, part)
+    with pytest.raises(SaveError, match="damaged"):
+        load_posterior(path)
+    assert not Trap.sprung
+
+
 FOREIGN = [
     "os:system",
     "builtins:eval",
@@ -285,7 +308,10 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_crafted_names_are_refused(name):
+def test_crafted_names_are_refused(name, monkeypatch):
+    evil = ModuleType("ssmkit_evil")
+    exec("def run(*arguments): raise AssertionError", evil.__dict__)
+    monkeypatch.setitem(sys.modules, "ssmkit_evil", evil)
     for node in (
         ["code", name],
         ["object", name, []],

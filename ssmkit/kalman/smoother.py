@@ -134,8 +134,8 @@ def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPat
 def _regress(past: Float[Array, "D k"], future: Float[Array, "D k"]) -> tuple[Array, Array]:
     """Regress rows on rows, ``past = gain @ future + rest`` with ``rest`` orthogonal to ``future``.
 
-    Gram–Schmidt, the row with the largest share left to explain first: in any other order the
-    rounding of a dependent row can grow until it passes for information, and the gain explodes.
+    Gram–Schmidt, the row with the largest share left to explain first, which keeps the rounding
+    of a dependent row from growing until it passes for information: the gain would explode.
     """
     size = future.shape[0]
     scale = jnp.sum(future**2, axis=1)
