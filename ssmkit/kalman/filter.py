@@ -149,14 +149,21 @@ def _rows(
         matrix = jnp.where(mask[:, None], matrix, 0.0)
         residual = jnp.where(mask, jnp.where(mask, y, 0.0) - offset, 0.0)
         return matrix, residual, jnp.where(mask, std, 1.0), jnp.zeros((), matrix.dtype)
+    filled = jnp.where(mask, y, 0.0)
+    complete = lambda: _rows(emission, filled, None)  # noqa: E731 - a branch
+    partial = lambda: _rows(_marginal(emission[0], lower, mask), filled, None)  # noqa: E731
+    return jax.lax.cond(jnp.all(mask), complete, partial)
+
+
+def _marginal(
+    whitened: AffineGaussian, lower: Array, mask: Array
+) -> tuple[AffineGaussian, Array | None]:
+    """The emission of what is observed: missing rows and columns leave the noise covariance."""
     pair = mask[:, None] & mask[None, :]
     noise = jnp.where(pair, lower @ lower.T, jnp.eye(mask.shape[0], dtype=lower.dtype))
-    marginal = AffineGaussian(
-        jnp.where(mask[:, None], lower @ matrix, 0.0),
-        jnp.where(mask, lower @ offset, 0.0),
-        cholesky_psd(noise),
-    )
-    return _rows(whiten(marginal), jnp.where(mask, y, 0.0), None)
+    matrix = jnp.where(mask[:, None], lower @ whitened.matrix, 0.0)
+    offset = jnp.where(mask, lower @ whitened.offset, 0.0)
+    return whiten(AffineGaussian(matrix, offset, cholesky_psd(noise)))
 
 
 def _condition(
