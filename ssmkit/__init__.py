@@ -37,5 +37,6 @@ from ssmkit.models.observation import observed_log_prob as observed_log_prob
 from ssmkit.models.programs import Program as Program
 from ssmkit.models.programs import program as program
 from ssmkit.posterior import Posterior as Posterior
+from ssmkit.serialise import load_posterior as load_posterior
 
 __version__ = "0.1.0"

@@ -79,7 +79,10 @@ def forecast(key: Key | int, posterior: Posterior, num_steps: int, us: Inputs = 
     parts = _forecast(
         posterior.state_engine, key, (model, posterior.parts["carry"]), start, num_steps, us
     )
-    times = future_times(posterior.data.labels.times, num_steps)
+    seen = posterior.data.labels.times
+    times = future_times(seen, num_steps)
+    if times is not None and seen is not None:
+        times = times.rename(seen.name)
     labels = posterior.data.labels.names or posterior.model.observation_names
     return Forecast(
         mix(parts["states"], weights).labelled(Labels(times, posterior.model.state_names)),

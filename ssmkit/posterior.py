@@ -156,7 +156,7 @@ HINTS = {
     "filtered": 'run with keep="all"',
     "predicted": 'run with keep="all"',
     "states": 'run with keep="all"',
-    "predicted_observations": 'run with keep="all" and an engine that predicts observations',
+    "predicted_observations": 'run with keep="all"; Gaussian engines predict observations',
     "log_likelihood": 'run with keep="all"',
     "log_evidence": "this engine estimates none; use sk.log_evidence at a parameter value, or "
     "another engine",

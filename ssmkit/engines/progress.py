@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from types import TracebackType
 from typing import Any
@@ -31,11 +32,9 @@ class Progress:
         """Report that ``done`` steps are finished."""
         waited = time.monotonic() - self._started > PATIENCE_SECONDS
         if self._bar is None and (self.show or (self.show is None and waited)):
-            from tqdm.auto import tqdm
-
             # unasked, only where a person looks: not into a log file
             silent = None if self.show is None else False
-            self._bar = tqdm(total=self.total, desc=self.title, leave=False, disable=silent)
+            self._bar = _tqdm()(total=self.total, desc=self.title, leave=False, disable=silent)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
             if objective is not None:
@@ -50,3 +49,12 @@ class Progress:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _tqdm() -> Any:
+    """The notebook's bar where its widgets are installed, else the plain one (no warning)."""
+    if importlib.util.find_spec("ipywidgets") is not None:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm
