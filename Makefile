@@ -25,7 +25,8 @@ endif
 VENV ?= .venv
 RUN := $(VENV)/bin
 WORKERS ?= 2
-PYTEST_ARGS ?= -n $(WORKERS)
+# One file, one worker: what a file computes once for its tests is not computed twice.
+PYTEST_ARGS ?= -n $(WORKERS) --dist loadfile
 
 # uv trusts the system's certificates, as pip does.
 export UV_SYSTEM_CERTS := 1

@@ -201,9 +201,9 @@ def other_targets(
         ),
         Target(
             "Nile log likelihood / statsmodels",
-            "equal to 1e-4",
+            "equal to 1e-8",
             f"differs by {gap:.1e}",
-            gap < 1e-4,
+            gap < 1e-8,
         ),
     ]
 

@@ -24,6 +24,8 @@ class Outcome(NamedTuple):
 
     case: Case
     posterior: Any
+    summary: Any
+    notes: list[str]
     seconds: float
     compiling: float
     files: tuple[Path, ...]
@@ -71,9 +73,12 @@ def run_case(case: Case, out: Path, *, say: Printer) -> Outcome:
     with heartbeat(say):
         files = [write_posterior(posterior, out / f"{case.name}.nc")]
         files += write_plots(case, posterior, out)
-    for note in notes(posterior):
+    summary = posterior.summary()
+    found = notes(posterior, summary)
+    for note in found:
         say(f"    note: {note}")
-    return Outcome(case, posterior, watch.seconds, watch.compiling, tuple(files))
+    seconds = (watch.seconds, watch.compiling)
+    return Outcome(case, posterior, summary, found, *seconds, tuple(files))
 
 
 def write_posterior(posterior: Any, path: Path) -> Path:
@@ -108,9 +113,8 @@ def save(ax: Any, path: Path) -> Path:
     return path
 
 
-def notes(posterior: Any) -> list[str]:
+def notes(posterior: Any, summary: Any) -> list[str]:
     """What the summary and the residuals warn of, one sentence each."""
-    summary = posterior.summary()
     found = list(summary.warnings)
     for test in summary.tests:
         if test.p_value < 0.05:
@@ -146,7 +150,14 @@ def outcome_row(outcome: Outcome) -> tuple[str, ...]:
     seconds = f"{outcome.seconds:.1f}\n({outcome.compiling:.1f} compiling)"
     engine = f"{type(posterior.engine).__name__}\n({inner})"
     model = case.model.replace(", ", ",\n").replace(" + ", "\n+ ")
-    return case.series, model, engine, evidence_cell(posterior), estimates_cell(posterior), seconds
+    return (
+        case.series,
+        model,
+        engine,
+        evidence_cell(posterior),
+        estimates_cell(outcome.summary.table),
+        seconds,
+    )
 
 
 def evidence_cell(posterior: Any) -> str:
@@ -158,9 +169,10 @@ def evidence_cell(posterior: Any) -> str:
     return f"{value:.2f}\n{posterior.evidence_kind}, of\n{posterior.evidence_of}"
 
 
-def estimates_cell(posterior: Any) -> str:
+def estimates_cell(frame: Any) -> str:
     """One line a parameter: estimate and standard error, or mean and deviation of the draws."""
-    frame = posterior.summary().table
+    if frame is None:
+        return "all given"
     values = [number(v, 5) for v in frame.iloc[:, 0]]
     errors = [number(v, 3) for v in frame.iloc[:, 1]]
     widths = [max(map(len, column)) for column in (frame.index, values, errors)]
@@ -185,7 +197,7 @@ def write_summary(path: Path, report: str, outcomes: Sequence[Outcome]) -> Path:
     for outcome in outcomes:
         case = outcome.case
         title = f"{case.name}: {case.model}\n{case.remark}"
-        lines = [f"note: {note}" for note in notes(outcome.posterior)]
-        parts.append("\n".join([title, "", repr(outcome.posterior.summary()), *lines]))
+        lines = [f"note: {note}" for note in outcome.notes]
+        parts.append("\n".join([title, "", repr(outcome.summary), *lines]))
     path.write_text("\n\n\n".join(parts) + "\n", encoding="utf-8")
     return path

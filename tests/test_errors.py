@@ -227,6 +227,14 @@ BEFORE_A_RUN = {
     "optimizer of an object": Case(
         lambda: sk.optimizer(optax.adam(1e-2)), errors.OptionError, ("its factory",)
     ),
+    "learned under an engine that does not learn": Case(
+        infer(learned={"level": 0.0}), errors.OptionError, ("does not learn", "drop learned=")
+    ),
+    "learned of another program": Case(
+        infer(point_program, engine=FIT, learned={"slope": 0.0}),
+        errors.OptionError,
+        ("learned does not fit", "got: values for ['slope']", "values for ['level']", "fix: "),
+    ),
     # targets
     "model class": Case(
         infer(sk.models.LocalLevel),

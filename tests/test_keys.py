@@ -174,7 +174,7 @@ def test_starts_of_a_fit_draw_from_keys_of_their_own(recorder):
     sites = free_sites(sk.program(program))
     recorder.drawn.clear()
     recorder.forked.clear()
-    starts = engine._starts(jax.random.key(0), sites)
+    starts = engine._starts(jax.random.key(0), sites, learned=None)
     assert_distinct(recorder, 3 * 2)  # three moved starts, two sites
     values = np.array([float(s["level"]) for s in starts])
     assert len(np.unique(values)) == 4

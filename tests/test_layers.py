@@ -19,7 +19,10 @@ LAYERS = (
     ("learned",),
     ("objectives",),
     ("engines",),
-    ("infer", "stream", "validation", "forecast", "diagnostics", "plots", "data"),
+    (
+        *("infer", "stream", "validation", "forecast", "data", "plots"),
+        *("diagnostics", "summary", "compare"),
+    ),
     ("serialise", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
 )
 # An engine that works with another one receives it; these never import each other.
@@ -36,7 +39,8 @@ ENGINES = (
 LATE = {
     ("posterior", "engines.batch"),  # posterior[b]
     ("posterior", "infer"),  # .apply
-    ("posterior", "diagnostics"),  # .components, .summary, repr
+    ("posterior", "diagnostics"),  # .components
+    ("posterior", "summary"),  # .summary, repr
     ("posterior", "interop.arviz"),  # .to_arviz
     ("posterior", "serialise"),  # .save
 }
