@@ -20,6 +20,8 @@ import pandas as pd
 import pytest
 
 import ssmkit as sk
+from ssmkit.engines import optimise
+from ssmkit.engines.objective import Objective
 
 LENGTH, SHORT = 8, 5
 NOISE = np.random.default_rng(11)
@@ -358,9 +360,14 @@ def test_beliefs_use_all_that_is_there_and_nothing_else(work, pattern):
 
 @pytest.mark.parametrize("work", [n for n, r in ROWS.items() if r.ys.ndim > 1], indirect=True)
 def test_one_missing_coordinate_leaves_the_others(work):
-    """Dropping the whole row would give a likelihood of zero there."""
-    terms = np.asarray(work.batch.log_likelihood[work.index("coordinates")])
-    assert np.all(terms != 0.0)
+    """Dropping the whole row would leave the prediction as it was."""
+    row = work.index("coordinates")
+    part = ~work.patterns["coordinates"].all(axis=1)
+    filtered, predicted = (numbers(cut(getattr(work.batch, n), row)) for n in BELIEFS[::-1])
+    for name in ("cov",) if "cov" in filtered else ("probabilities",):
+        moved = np.abs(filtered[name] - predicted[name]).reshape(LENGTH, -1).max(axis=1)
+        assert np.all(moved[part] > 1e-3)
+    assert np.all(np.abs(work.batch.log_likelihood[row]) > 1e-3)
 
 
 def test_trailing_gaps_are_the_forecast(work):
@@ -663,6 +670,26 @@ def test_a_fit_compiles_its_steps_once():
         other, traces = traced(lambda ys=ys, scale=scale: run(ys, scale))
         assert len(BUILT) == 2 and traces == []
     assert float(other.params["level"].item()) != float(fit.params["level"].item())
+
+
+def test_a_chunk_of_the_default_optimiser_ends_with_the_types_it_began_with():
+    """Another dtype, or a weak type, would compile the second chunk anew."""
+    target = sk.program(program, jnp.array(1.0))
+    data, key = sk.posterior.Data(jnp.asarray(SCALARS)), jax.random.key(0)
+    engine = sk.GradientFit(sk.Kalman())
+    objective = Objective(engine.evidence, target, data, key, False)
+    run = optimise._begin(engine, {"level": jnp.zeros(())})
+    after = eqx.filter_eval_shape(optimise._advance, engine, objective, run, jnp.asarray(1))
+    before = eqx.filter_eval_shape(lambda: run)
+    kinds = [
+        [(a.shape, a.dtype, a.weak_type) for a in jax.tree.leaves(eqx.filter(tree, is_shape))]
+        for tree in (before, after)
+    ]
+    assert kinds[0] == kinds[1]
+
+
+def is_shape(leaf):
+    return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def test_simulations_trace_once_a_shape():

@@ -50,20 +50,20 @@ def filter_series(
     dtype = jnp.result_type(begin.means, dtype)
     ys = ys.astype(dtype)
     begin = jax.tree.map(lambda a: a.astype(dtype), begin)
-    masked = input_at(mask, 0)
-    state, report = first(kernel, begin, 0, input_at(us, 0), ys[0], masked)
+    state, report = first(kernel, begin, 0, input_at(us, 0), ys[0], input_at(mask, 0))
     transition = kernel.transition
 
-    def body(carry: GaussianState, at: tuple) -> tuple[GaussianState, GaussianStep | None]:
-        t, u, y, m = at
-        after, info = step(kernel, carry, t, u, y, m)
+    def body(carry: tuple, _: None) -> tuple[tuple, GaussianStep | None]:
+        t, before = carry
+        # indexed here and not scanned over: a scan would copy all but the first row
+        u, y, m = input_at((us, ys, mask), t)
+        after, info = step(kernel, before, t, u, y, m)
         after = jax.tree.map(lambda a: a.astype(dtype), after)
-        return after, info if keep else None
+        return (t + 1, after), info if keep else None
 
     # rematerialised: the gradient stores one state a step instead of every intermediate
-    rest = (jnp.arange(1, ys.shape[0]), *(_tail(a) for a in (us, ys, mask)))
-    initial = jax.tree.map(lambda a: a.astype(dtype), state)
-    final, later = jax.lax.scan(jax.checkpoint(body), initial, rest)
+    initial = (jnp.asarray(1), jax.tree.map(lambda a: a.astype(dtype), state))
+    (_, final), later = jax.lax.scan(jax.checkpoint(body), initial, length=ys.shape[0] - 1)
     if not keep:
         return Filtered(final, None)
     if transition is None:
@@ -71,10 +71,6 @@ def filter_series(
         report = report._replace(transition=blank)
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), report, later)
     return Filtered(final, joined)
-
-
-def _tail(tree: Inputs) -> Inputs:
-    return jax.tree.map(lambda a: a[1:], tree)
 
 
 def log_evidence_of(state: GaussianState) -> Scalar:
