@@ -203,17 +203,21 @@ def filter_finite(
         >>> jnp.exp(state.log_evidence).round(3).item()
         0.125
     """
+    ys, us, mask = jax.tree.map(jnp.asarray, (ys, us, mask))  # numpy cannot be indexed by tracers
     begin = start(kernel, input_at(us, 0))
     state, report = update(kernel, begin, 0, input_at(us, 0), ys[0], input_at(mask, 0))
     state = _as_dtype(state, jnp.result_type(*state))
 
-    def body(carry: FiniteState, at: tuple) -> tuple[FiniteState, FiniteStep | None]:
-        after, info = step(kernel, carry, *at)
-        return _as_dtype(after, carry.belief.dtype), info if keep else None
+    def body(carry: tuple, _: None) -> tuple[tuple, FiniteStep | None]:
+        t, before = carry
+        # indexed here and not scanned over: a scan would copy all but the first row
+        u, y, m = input_at((us, ys, mask), t)
+        after, info = step(kernel, before, t, u, y, m)
+        return (t + 1, _as_dtype(after, before.belief.dtype)), info if keep else None
 
-    rest = (jnp.arange(1, ys.shape[0]), *jax.tree.map(lambda a: a[1:], (us, ys, mask)))
     # rematerialised: the gradient stores one belief a step and no (K, K) array
-    final, later = jax.lax.scan(jax.checkpoint(body), state, rest)
+    initial = (jnp.asarray(1), state)
+    (_, final), later = jax.lax.scan(jax.checkpoint(body), initial, length=ys.shape[0] - 1)
     if later is None:
         return final, None
     steps = jax.tree.map(

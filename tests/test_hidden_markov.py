@@ -363,7 +363,7 @@ def bytes_per_step(fn, num_states):
 
 def test_memory():
     num_states = 32
-    assert bytes_per_step(evidence, num_states) < 8 * num_states / 2
+    assert bytes_per_step(evidence, num_states) < 1
     square = 8 * num_states**2
     assert bytes_per_step(jax.grad(evidence, allow_int=True), num_states) < square / 2
     assert bytes_per_step(lambda m, y: run(m, y, None, None), num_states) < square / 2

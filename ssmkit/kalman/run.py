@@ -45,6 +45,7 @@ def filter_series(
         mask: booleans ``(T, M)``, or None when nothing is missing.
         keep: whether to keep the history; without it memory does not grow with ``T``.
     """
+    ys, us, mask = jax.tree.map(jnp.asarray, (ys, us, mask))  # numpy cannot be indexed by tracers
     dtype = jnp.result_type(float if not jnp.issubdtype(ys.dtype, jnp.floating) else ys.dtype)
     begin = start(kernel, input_at(us, 0))
     dtype = jnp.result_type(begin.means, dtype)
