@@ -222,3 +222,27 @@ def test_learned_pieces_must_fit_engine_and_program(nile):
         sk.infer(0, sk.Kalman(), Noise(jnp.array(0.0), jnp.array(1.0)), YS, learned=nile.learned)
     with pytest.raises(sk.errors.OptionError, match="does not fit the program"):
         sk.infer(0, sk.GradientFit(sk.Kalman()), variance_program, YS, learned=nile.learned)
+
+
+def test_draws_of_a_ragged_batch_can_be_taken_apart():
+    def program():
+        return sk.models.LocalLevel(numpyro.param("level", 1.0, constraint=POSITIVE), 1.0)
+
+    rng = np.random.default_rng(1)
+    series = [np.cumsum(rng.normal(size=n)) + rng.normal(size=n) for n in (25, 15)]
+    engine = sk.GradientFit(sk.Kalman(), num_starts=1, laplace_draws=8)
+    fit = sk.infer(0, engine, program, series, progress=False)
+    alone = fit[1]
+    assert alone.filtered.mean().shape == alone.states.mean().shape == (15, 1)
+    assert alone.states.sample(0, 3).shape == (3, 15, 1)
+    direct = jnp.mean(
+        jnp.stack(
+            [
+                sk.infer(0, sk.Kalman(), sk.models.LocalLevel(v, 1.0), series[1]).states.mean()
+                for v in fit.params["level"].ravel()
+            ]
+        ),
+        axis=0,
+    )
+    np.testing.assert_allclose(alone.states.mean(), direct, rtol=1e-6)
+    np.testing.assert_allclose(alone.final.mean(), alone.filtered.mean()[-1])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Labels
+from ssmkit.beliefs import GaussianMixture, Labels
 from ssmkit.errors import EngineError
 from ssmkit.posterior import Data, Posterior, States
+from ssmkit.typing import Array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +74,7 @@ def _select(name: str, part: Any, index: int, length: int, times: pd.Index | Non
     if name in ("carry", "log_evidence_per_draw"):
         return jax.tree.map(lambda a: a[:, index], part)
     if name == "final":
-        last = jax.tree.map(lambda a: a[index], part)
+        last = _member(part, index, lambda a: a)
         return last.labelled(Labels(None if times is None else times[-1:], part.labels.names))
     if name in BELIEFS:
         return _cut(part, index, length, times)
@@ -79,5 +82,15 @@ def _select(name: str, part: Any, index: int, length: int, times: pd.Index | Non
 
 
 def _cut(belief: Any, index: int, length: int, times: pd.Index | None) -> Any:
-    cut = jax.tree.map(lambda a: a[index][:length], belief)
+    cut = _member(belief, index, lambda a: a[:length])
     return cut.labelled(Labels(times, belief.labels.names))
+
+
+def _member(belief: Any, index: int, shorten: Callable[[Array], Array]) -> Any:
+    """Take one series; a mixture has the axis of its components in front."""
+    if isinstance(belief, GaussianMixture):
+        components = jax.tree.map(
+            lambda a: jax.vmap(lambda one: shorten(one[index]))(a), belief.components
+        )
+        return dataclasses.replace(belief, components=components)
+    return jax.tree.map(lambda a: shorten(a[index]), belief)
