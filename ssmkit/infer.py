@@ -12,8 +12,9 @@ from ssmkit.engines.states import state_posterior
 from ssmkit.errors import EngineError, OptionError, ParameterError
 from ssmkit.models.programs import Program, build, free_sites
 from ssmkit.posterior import Posterior
+from ssmkit.series import as_data
 from ssmkit.typing import Inputs, Key
-from ssmkit.validation import as_data, as_target, dry_run, first_inputs, refuse_tracers
+from ssmkit.validation import as_target, dry_run, first_inputs, refuse_tracers
 
 KEEP = ("all", "final")
 

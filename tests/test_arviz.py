@@ -21,7 +21,8 @@ from ssmkit.interop.joint import systematic
 from ssmkit.models.programs import build
 from ssmkit.posterior import Draws, Posterior
 from ssmkit.serialise import load_posterior
-from ssmkit.validation import as_data, as_target
+from ssmkit.series import as_data
+from ssmkit.validation import as_target
 
 T = 24
 DATES = pd.date_range("2001-03-31", periods=T, freq="QE")

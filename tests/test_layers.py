@@ -20,7 +20,7 @@ LAYERS = (
     ("objectives",),
     ("engines",),
     (
-        *("infer", "stream", "validation", "forecast", "data", "plots"),
+        *("infer", "stream", "series", "validation", "forecast", "data", "plots"),
         *("diagnostics", "summary", "compare"),
     ),
     ("serialise", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
