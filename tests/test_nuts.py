@@ -105,3 +105,9 @@ def test_forecast_averages_over_parameters(posterior):
     ahead = sk.forecast(0, posterior, 5).observations
     assert ahead.mean().shape == (5,)
     assert np.all(np.diff(np.asarray(ahead.std())) > 0)
+
+
+@pytest.mark.parametrize("name", ["num_warmup", "num_samples", "num_chains", "num_state_draws"])
+def test_sizes_that_cannot_work_are_refused(name):
+    with pytest.raises(sk.errors.OptionError, match=name):
+        sk.infer(0, sk.NUTS(sk.Kalman(), **{name: 0}), program, YS)

@@ -102,9 +102,11 @@ class NUTS:
 
     def _check(self) -> None:
         require_evidence(self)
-        for name in ("num_warmup", "num_samples", "num_chains", "num_state_draws"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is too small.", got=getattr(self, name), expected="≥ 1")
+        least = {"num_warmup": 1, "num_samples": 1, "num_chains": 1, "num_state_draws": 2}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                got = getattr(self, name)
+                raise OptionError(f"{name} is too small.", got=got, expected=f"≥ {low}")
 
     def _sample(
         self, key: Key, objective: Objective, sites: dict[str, Any], options: RunOptions
