@@ -13,7 +13,7 @@ PACKAGE = Path(ssmkit.__file__).parent
 # A module may import what is in its own layer or in one above it in this list.
 LAYERS = (
     ("errors", "linalg", "keys", "typing"),
-    ("beliefs", "posterior", "measures"),
+    ("beliefs", "records", "posterior", "measures"),
     ("models",),
     ("kalman", "hidden_markov", "smc", "evidence"),
     ("learned",),

@@ -25,6 +25,7 @@ import ssmkit as sk
 from ssmkit import serialise
 from ssmkit.beliefs import Labels
 from ssmkit.encoding import Encoded, decode, encode
+from ssmkit.encoding.names import Resolver, name_of
 from ssmkit.errors import SaveError
 from ssmkit.serialise import load_posterior
 
@@ -298,6 +299,8 @@ FOREIGN = [
     "ssmkit.serialise:zipfile.ZipFile",
     "ssmkit.data:Path",
     "ssmkit.posterior:jax",
+    "ssmkit.posterior:Path",
+    "ssmkit.beliefs:TypeAlias",
     "ssmkit.posterior:Posterior.save.__globals__",
     "ssmkit_evil:run",
     "ssmkit:data",
@@ -321,6 +324,13 @@ def test_crafted_names_are_refused(name, monkeypatch):
     ):
         with pytest.raises(SaveError, match=name.split(":")[0]):
             decode(Encoded(node, {name: []}, []))
+
+
+@pytest.mark.parametrize("name", ["beliefs:Gaussian", "posterior:Draws", "posterior:Posterior"])
+def test_names_of_records_do_not_depend_on_the_file_they_are_written_in(name):
+    found = Resolver(())(f"ssmkit.{name}")
+    assert name_of(found) == f"ssmkit.{name}"
+    assert Resolver(())(f"{found.__module__}:{found.__name__}") is found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 A file can only ever name classes of the libraries below, their public activations and optimisers,
 and what the reader hands over by ``using=``. The object found must itself say that it comes from
-the module named, so that nothing is reached through another module's imports.
+the module named (or, where a package exports its own classes, from ssmkit), so that nothing is
+reached through another module's imports.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ssmkit.models.programs import Program
 
 LIBRARIES = ("ssmkit.", "equinox.nn.", "numpyro.distributions.", "optax.")
 PUBLIC = ("jax.nn", "jax.numpy", "optax")  # what they export is written by its public name
+EXPORTS = ("ssmkit.beliefs", "ssmkit.posterior")  # likewise, so that files outlive their modules
 JAX_NUMPY = frozenset(
     "abs arctan cos cosh exp expm1 log log1p maximum minimum sign sin sinc sinh sqrt square tan "
     "tanh".split()
@@ -30,7 +32,7 @@ NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*")
 def name_of(thing: Any) -> str:
     """Name a class or function as ``module:qualified name``."""
     short = getattr(thing, "__name__", "")
-    for module in PUBLIC:
+    for module in (*PUBLIC, *EXPORTS):
         if short and getattr(sys.modules.get(module), short, None) is thing:
             return f"{module}:{short}"
     home, path = thing.__module__, thing.__qualname__
@@ -127,7 +129,9 @@ def _in_libraries(name: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError):
         return None
-    return found if callable(found) and getattr(found, "__module__", None) == module else None
+    home = str(getattr(found, "__module__", None))
+    own = home == module or (module in EXPORTS and home.startswith("ssmkit."))
+    return found if callable(found) and own else None
 
 
 def _public(module: str, short: str) -> Callable | None:
