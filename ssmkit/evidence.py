@@ -55,6 +55,5 @@ def log_evidence(
             fix="sk.Kalman(), sk.ExtendedKalman(), sk.UnscentedKalman() or sk.ForwardBackward()",
         )
     ys = jnp.asarray(ys)
-    mask = needed_mask(ys, observed, ys.ndim - 1)
-    value = engine.log_evidence(key, as_arrays(model), ys, us, mask)
+    value = engine.log_evidence(key, as_arrays(model), ys, us, needed_mask(ys, observed))
     return jnp.where(jnp.isnan(value), -jnp.inf, value)

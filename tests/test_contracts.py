@@ -313,6 +313,25 @@ def test_the_pure_evidence_is_that_of_infer(work):
     np.testing.assert_allclose(values[1], work.batch.log_evidence, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("seen", [None, (), (2,)], ids=["nan", "rows", "coordinates"])
+@pytest.mark.parametrize("name", ["kalman-linear", "finite"])
+def test_gaps_take_no_memory_and_those_of_both_kinds_count(name, seen):
+    """Traced data, of which any entry may be missing, by nan and by ``observed``."""
+    row, key = ROWS[name], jax.random.key(0)
+    ys = np.where(patterns((2,))["coordinates"], PAIRS, np.nan)
+    observed = None if seen is None else patterns(seen)["rows"]
+    run = jax.jit(lambda y, o: sk.log_evidence(key, row.engine, row.model, y, None, o))
+    expected = sk.infer(key, row.engine, row.model, ys, observed=observed).log_evidence
+    np.testing.assert_allclose(run(ys, observed), expected, rtol=1e-12)
+
+    def size(length):
+        y = jax.ShapeDtypeStruct((length, 2), ys.dtype)
+        o = None if seen is None else jax.ShapeDtypeStruct((length, *seen), bool)
+        return run.lower(y, o).compile().memory_analysis().temp_size_in_bytes
+
+    assert size(10_000) == size(1000)
+
+
 @pytest.mark.parametrize("work", SCORED, indirect=True)
 def test_gradients_are_finite_and_those_of_finite_differences(work):
     values, gradients = work.pure

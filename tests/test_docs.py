@@ -86,6 +86,12 @@ def test_grid_engine_agrees_with_kalman(pair):
     np.testing.assert_allclose(ahead.std(), beyond.std(), atol=1e-8)
 
 
+def test_grid_engine_scans_over_the_mask_of_traced_data(pair, gappy):
+    engine, model = pair[0].engine, pair[0].target
+    value = jax.jit(lambda y: sk.log_evidence(jax.random.key(0), engine, model, y))(gappy)
+    np.testing.assert_allclose(value, pair[1].log_evidence, rtol=1e-9)
+
+
 def test_grid_engine_draws_paths(pair):
     paths, reference = (np.asarray(one.states.sample(1, 4000)) for one in pair)
     for moment in (_neighbours, _squares):

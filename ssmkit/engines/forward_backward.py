@@ -19,6 +19,7 @@ from ssmkit.hidden_markov import (
     predict,
 )
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
+from ssmkit.models.observation import Mask
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
@@ -69,7 +70,7 @@ class ForwardBackward:
         jax.eval_shape(lambda: log_initial_vector(model, input_at(us, 0)))
 
     def log_evidence(
-        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Mask
     ) -> Scalar:
         """Log evidence in nats; memory does not grow with the length of the series."""
         return filter_finite(finite_kernel(model, us), ys, us, mask, keep=False)[0].log_evidence

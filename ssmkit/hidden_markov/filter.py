@@ -15,6 +15,7 @@ from ssmkit.hidden_markov.terms import (
     log_transition_matrix,
 )
 from ssmkit.models.base import input_at
+from ssmkit.models.observation import Mask
 from ssmkit.typing import Array, Float, Inputs, PyTree, Scalar
 
 
@@ -93,7 +94,7 @@ def step(
 
 
 def filter_finite(
-    kernel: FiniteKernel, ys: Array, us: Inputs, mask: Array | None, *, keep: bool
+    kernel: FiniteKernel, ys: Array, us: Inputs, mask: Mask, *, keep: bool
 ) -> tuple[FiniteState, FiniteStep | None]:
     r"""Forward filter: \(\alpha_t(j) \propto p(y_t \mid j) \sum_i \alpha_{t-1}(i) P_{ij}\).
 
@@ -103,7 +104,7 @@ def filter_finite(
         kernel: the filter, from `finite_kernel`.
         ys: observations ``(T, *event)``; what ``mask`` excludes is ignored.
         us: inputs with leading axis ``T``, or None.
-        mask: booleans ``(T,)`` or ``(T, M)``, or None when nothing is missing.
+        mask: booleans ``(T,)`` or ``(T, M)``, or None when nothing is missing; or `RowMasks`.
         keep: whether to keep the history; without it memory does not grow with ``T``.
 
     Returns:
@@ -112,6 +113,7 @@ def filter_finite(
 
     Example:
         >>> import jax.numpy as jnp, numpyro.distributions as dist
+        >>> from ssmkit.hidden_markov import finite_kernel
         >>> from ssmkit.models.base import StateSpaceModel
         >>> class Coin(StateSpaceModel):
         ...     def initial(self, u): return dist.Categorical(jnp.array([0.5, 0.5]))

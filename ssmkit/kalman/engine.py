@@ -26,6 +26,7 @@ from ssmkit.kalman.run import (
 )
 from ssmkit.kalman.smoother import backward_kernels
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.observation import Mask
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
@@ -57,7 +58,7 @@ class GaussianEngine(abc.ABC):
         return gaussian_filter.gaussian_kernel(self.rule, form, model, us)
 
     def log_evidence(
-        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Mask
     ) -> Scalar:
         """Log evidence in nats; memory does not grow with the length of the series."""
         kernel = self._kernel(model, ys, us)
@@ -144,4 +145,5 @@ class GaussianEngine(abc.ABC):
 
 
 def _flatten(a: Any) -> Any:
-    return None if a is None else a.reshape(a.shape[0], math.prod(a.shape[1:]))
+    """One observation as a vector; of a mask likewise."""
+    return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:])), a)

@@ -18,6 +18,7 @@ from ssmkit.kalman.filter import (
     step,
 )
 from ssmkit.models.base import input_at
+from ssmkit.models.observation import Mask
 from ssmkit.typing import Array, Float, Inputs, Scalar
 
 
@@ -32,7 +33,7 @@ def filter_series(
     kernel: GaussianKernel,
     ys: Float[Array, "T M"],
     us: Inputs,
-    mask: Array | None,
+    mask: Mask,
     *,
     keep: bool,
 ) -> Filtered:
@@ -42,7 +43,7 @@ def filter_series(
         kernel: the filter.
         ys: flattened observations ``(T, M)``; what ``mask`` excludes is ignored.
         us: inputs with leading axis ``T``, or None.
-        mask: booleans ``(T, M)``, or None when nothing is missing.
+        mask: booleans ``(T, M)``, or None when nothing is missing; or `RowMasks`.
         keep: whether to keep the history; without it memory does not grow with ``T``.
     """
     ys, us, mask = jax.tree.map(jnp.asarray, (ys, us, mask))  # numpy cannot be indexed by tracers

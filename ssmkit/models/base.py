@@ -17,6 +17,7 @@ import numpy as np
 from ssmkit import keys
 from ssmkit.errors import ModelError, ShapeError
 from ssmkit.models.observation import (
+    RowMasks,
     observed_log_prob,
     observed_mask,
     supports_coordinates,
@@ -116,8 +117,8 @@ def abstract_law(call: Callable[[], Law]) -> Law:
 
 
 def input_at(us: Inputs, t: int | Array) -> PyTree:
-    """Return the inputs at time ``t``; None stays None."""
-    return jax.tree.map(lambda a: a[t], us)
+    """Return the inputs, observation or mask at time ``t``; None stays None."""
+    return jax.tree.map(lambda a: a[t], us, is_leaf=lambda a: isinstance(a, RowMasks))
 
 
 def simulate_series(

@@ -7,7 +7,9 @@ evaluated at nan, or outside its support, has nan gradients that a mask alone do
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -55,12 +57,50 @@ def is_concrete(*arrays: Array | None) -> bool:
     return not any(isinstance(a, Tracer) for a in arrays)
 
 
-def needed_mask(ys: Array, observed: Array | None, event_ndim: int) -> Array | None:
-    """`observed_mask`, or None as soon as it can be seen that nothing is missing."""
-    mask = observed_mask(ys, observed, event_ndim)
-    if mask is not None and is_concrete(mask) and bool(np.all(np.asarray(mask))):
+class RowMasks(eqx.Module):
+    """The mask of a series, formed one row at a time: ``input_at(mask, t)``.
+
+    A mask of the whole series would take memory that grows with its length. Where all of it is
+    needed, ``jnp.asarray(mask)`` gives it.
+
+    Attributes:
+        ys: observations ``(T, *event)``; nan is missing.
+        observed: booleans ``(T,)`` or ``(T, *event)``, or None.
+    """
+
+    ys: Array
+    observed: Array | None
+
+    def __getitem__(self, t: int | Array) -> Array | None:
+        """Booleans of the shape of one observation; None for integers without ``observed``."""
+        y = self.ys[t]
+        observed = None if self.observed is None else self.observed[t]
+        return observed_mask(y, observed, y.ndim, start=0)
+
+    def __jax_array__(self) -> Array | None:
+        """Booleans ``(T, *event)``; of one observation where a scan has taken a row."""
+        return observed_mask(self.ys, self.observed, self.ys.ndim - 1)
+
+
+Mask: TypeAlias = Array | RowMasks | None
+
+
+def needed_mask(ys: Array, observed: Array | None) -> RowMasks | None:
+    """The mask of a series, or None as soon as it can be seen that nothing is missing.
+
+    Args:
+        ys: observations ``(T, *event)``.
+        observed: booleans ``(T,)`` or ``(T, *event)``, or None.
+    """
+    if observed is not None:
+        observed = jnp.asarray(observed, bool)
+    elif not jnp.issubdtype(ys.dtype, jnp.inexact):
         return None
-    return mask
+    if is_concrete(ys, observed):
+        mask = observed_mask(ys, observed, ys.ndim - 1)
+        if np.all(np.asarray(mask)):
+            return None
+    return RowMasks(ys, observed)
 
 
 def whole_rows(mask: Array) -> Array:
