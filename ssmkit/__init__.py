@@ -21,6 +21,7 @@ from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
 from ssmkit.engines.kalman import Kalman as Kalman
 from ssmkit.engines.nuts import NUTS as NUTS
+from ssmkit.engines.smc import SMC as SMC
 from ssmkit.engines.options import optimizer as optimizer
 from ssmkit.engines.unscented_kalman import UnscentedKalman as UnscentedKalman
 from ssmkit.evidence import log_evidence as log_evidence
@@ -38,5 +39,7 @@ from ssmkit.models.programs import Program as Program
 from ssmkit.models.programs import program as program
 from ssmkit.posterior import Posterior as Posterior
 from ssmkit.serialise import load_posterior as load_posterior
+from ssmkit.smc.proposals import Linearised as Linearised
+from ssmkit.smc.proposals import Proposal as Proposal
 
 __version__ = "0.1.0"

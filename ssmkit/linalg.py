@@ -132,3 +132,18 @@ def triangularise(a: Float[Array, "n k"]) -> Float[Array, "n n"]:
         return rest - column[:, None] * unit[None, :], factor.at[:, i].set(column)
 
     return _loop(n, row, (a, jnp.zeros((n, n), a.dtype)))[1]
+
+
+def compensated_add(total: tuple[Any, Any], increment: Any) -> tuple[Any, Any]:
+    """Kahan addition of pytrees: a long sum in float32 keeps its digits.
+
+    Args:
+        total: the sum so far, and the rounding error it owes.
+        increment: what to add.
+    """
+    value, owed = total
+    increment = jax.tree.map(jnp.subtract, increment, owed)
+    new = jax.tree.map(jnp.add, value, increment)
+    # rounding has no derivative; without the stop, the gradient would carry it through the scan
+    fixed = jax.lax.stop_gradient((new, value, increment))
+    return new, jax.tree.map(lambda n, v, i: jnp.where(jnp.isfinite(n), (n - v) - i, 0.0), *fixed)

@@ -1,0 +1,182 @@
+"""Particle filters and smoothers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ssmkit.beliefs import Particles
+from ssmkit.engines.options import short_repr
+from ssmkit.engines.smc_checks import check_model, check_options
+from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.smc.feynman_kac import Cloud, StepReport
+from ssmkit.smc.filter import (
+    ParticleFilter,
+    floating_type,
+    forecast,
+    particles_like,
+    states_of,
+    step_diagnostics,
+)
+from ssmkit.smc.lineage import log_evidence_se
+from ssmkit.smc.proposals import Linearised, Proposal
+from ssmkit.smc.recipes import Step, at_the_mean, auxiliary, bootstrap, guided
+from ssmkit.smc.resampling import SCHEMES, Criterion, Scheme, multinomial, selector
+from ssmkit.smc.smoothers import ParticlePaths
+from ssmkit.typing import Array, Inputs, Key, Scalar
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SMC:
+    r"""Sequential Monte Carlo: any model, with an unbiased evidence.
+
+    \[\hat p(y_{0:T-1}) = \prod_t \frac{\sum_i w_t^i}{\sum_i w_{t-1}^i}, \qquad
+    \mathrm{E}\,\hat p(y_{0:T-1}) = p(y_{0:T-1})\]
+
+    The bootstrap filter by default; ``proposal`` makes it a guided one, ``lookahead`` an auxiliary
+    one. ``log_evidence_se`` of the posterior is the standard error of its log evidence.
+
+    Args:
+        num_particles: ``N``.
+        proposal: None for the transition, ``sk.Linearised()``, or an ``sk.Proposal`` of your own.
+        lookahead: None, ``"mean"`` for the emission density at the mean of the transition, or a
+            function ``(model, x, y, u)`` to the log of roughly ``p(y_t | x_{t-1} = x)``.
+        resampling: ``"systematic"``, ``"stratified"``, ``"multinomial"``, ``"residual"``, or a
+            function ``(key, weights) -> ancestors`` with ``N w`` offspring expected.
+        threshold: resample when the effective number of particles is at most this share of ``N``:
+            0 never, 1 always; or a function ``(weights) -> bool`` of the normalised weights.
+        smoother: ``"backward"`` sampling, exact (needs a transition density; N operations a step
+            and path), ``"backward_mcmc"`` (one), ``"genealogy"``, ``"fixed_lag"``, or None.
+        num_paths: paths that the smoothed marginals are made of, under backward sampling.
+        num_moves: Metropolis moves a step, under ``"backward_mcmc"``.
+        lag: steps of the fixed lag.
+
+    Raises:
+        OptionError: an option has an impossible value.
+        ImproperStartError: the model starts diffuse.
+        SingularTransitionError: backward sampling for a transition without a density.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> model = sk.models.StochasticVolatility(-1.0, 0.97, 0.2)
+        >>> ys = sk.simulate(0, model, 50).observations
+        >>> posterior = sk.infer(1, sk.SMC(num_particles=200), model, ys)
+        >>> posterior.evidence_kind, posterior.states.sample(2, n=3).shape
+        ('unbiased', (3, 50))
+
+    Source: N. Chopin and O. Papaspiliopoulos (2020), An Introduction to Sequential Monte Carlo.
+    """
+
+    num_particles: int = 1000
+    proposal: Proposal | Linearised | None = None
+    lookahead: str | Callable[..., Any] | None = None
+    resampling: str | Scheme = "systematic"
+    threshold: float | Criterion = 0.5
+    smoother: str | None = "backward"
+    num_paths: int = 500
+    num_moves: int = 5
+    lag: int = 20
+
+    evidence_kind = "unbiased"
+
+    __repr__ = short_repr
+
+    def check(self, model: StateSpaceModel, us: Inputs) -> None:
+        """Refuse, before compilation, what this engine would get wrong."""
+        check_options(self)
+        check_model(self, model, us)
+
+    def filter(self, model: StateSpaceModel, s: Step) -> ParticleFilter:
+        """The particle filter for a model; of the step ``s`` only shapes matter."""
+        dtype = floating_type(model, s.y)
+        if self.proposal is None:
+            recipe = bootstrap(model, s, dtype)
+        else:
+            recipe = guided(model, s, dtype, self.proposal)
+        if self.lookahead is not None:
+            ahead = at_the_mean if isinstance(self.lookahead, str) else self.lookahead
+            recipe = auxiliary(recipe, model, ahead)
+        select = selector(self._scheme, self.threshold)
+        return ParticleFilter(recipe, select, self.num_particles, dtype)
+
+    @property
+    def _scheme(self) -> Scheme:
+        return self.resampling if callable(self.resampling) else SCHEMES[self.resampling]
+
+    def log_evidence(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
+    ) -> Scalar:
+        """Log of the unbiased evidence, in nats; memory does not grow with the length."""
+        particle_filter = self.filter(model, Step(0, ys[0], input_at(us, 0), input_at(mask, 0)))
+        return particle_filter.run(key, (ys, us, mask), keep=False)[0].log_evidence
+
+    def infer(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        ys: Array,
+        us: Inputs,
+        mask: Array | None,
+        keep: str,
+    ) -> dict[str, Any]:
+        """Everything about the states of one series at one parameter value."""
+        particle_filter = self.filter(model, Step(0, ys[0], input_at(us, 0), input_at(mask, 0)))
+        cloud, steps = particle_filter.run(key, (ys, us, mask), keep=keep == "all")
+        states = states_of(cloud.particles)
+        event = states.shape[1:]
+        parts: dict[str, Any] = {
+            "log_evidence": cloud.log_evidence,
+            "log_evidence_se": log_evidence_se(
+                cloud.lineage, cloud.log_weights, is_multinomial=self._scheme is multinomial
+            ),
+            "final": Particles(states, cloud.log_weights, event),
+            "carry": cloud,
+        }
+        if steps is None:
+            return parts
+        parts |= {
+            "log_likelihood": steps.log_likelihood,
+            "predicted": Particles(steps.states, steps.predicted_log_weights, event),
+            "filtered": Particles(steps.states, steps.log_weights, event),
+            "steps": step_diagnostics(steps),
+            "carries": {
+                "particles": particles_like(cloud.particles, steps),
+                "log_weights": steps.log_weights,
+            },
+        }
+        return parts | self._smoothed(key, model, us, steps)
+
+    def _smoothed(
+        self, key: Key, model: StateSpaceModel, us: Inputs, steps: StepReport
+    ) -> dict[str, Any]:
+        if self.smoother is None:
+            return {}
+        paths = ParticlePaths(
+            steps.states,
+            steps.log_weights,
+            steps.ancestors,
+            model,
+            us,
+            self.smoother,
+            self.num_moves,
+            self.lag,
+        )
+        # times are folded in as 0, 1, …; no time has the largest tag
+        smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
+        return {"states": (paths.marginals(smooth_key, self.num_paths), paths)}
+
+    def forecast(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: Cloud,
+        start: int | Array,
+        num_steps: int,
+        us: Inputs,
+    ) -> dict[str, Any]:
+        """Draws of the next states and observations: the particles move on and emit."""
+        return forecast(key, model, carry, start + jnp.arange(num_steps), us)

@@ -1,0 +1,166 @@
+"""What particle engines refuse, before compilation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ssmkit.errors import (
+    ModelError,
+    OptionError,
+    ShapeError,
+    SingularTransitionError,
+    SsmkitError,
+)
+from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.distributions import SingularNormal, base_distribution, is_a
+from ssmkit.smc.proposals import Linearised, Proposal
+from ssmkit.smc.recipes import Step
+from ssmkit.smc.resampling import SCHEMES
+from ssmkit.smc.smoothers import NEED_DENSITY, SMOOTHERS
+from ssmkit.typing import Array, Inputs, Law
+
+
+def check_options(engine: Any) -> None:
+    """Refuse impossible options.
+
+    Raises:
+        OptionError: names the option, what it was and what it can be.
+    """
+    least = {"num_particles": 2, "num_paths": 1, "num_moves": 1, "lag": 0}
+    for name, low in least.items():
+        value = getattr(engine, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise OptionError(
+                f"sk.SMC: {name} is no number that can be used.",
+                got=repr(value),
+                expected=f"an integer ≥ {low}",
+                fix=f"{name}={max(low, 1000 if name == 'num_particles' else low)}",
+            )
+    if not callable(engine.resampling) and engine.resampling not in SCHEMES:
+        raise OptionError(
+            "sk.SMC: unknown resampling scheme.",
+            got=repr(engine.resampling),
+            expected=[*SCHEMES, "or a function (key, weights) -> ancestors"],
+        )
+    if not callable(engine.threshold) and not 0 <= engine.threshold <= 1:
+        raise OptionError(
+            "sk.SMC: threshold is a share of the particles.",
+            got=engine.threshold,
+            expected="a number from 0 (never resample) to 1 (always), or a function of the weights",
+            fix="threshold=0.5",
+        )
+    if engine.smoother is not None and engine.smoother not in SMOOTHERS:
+        raise OptionError(
+            "sk.SMC: unknown smoother.", got=repr(engine.smoother), expected=[*SMOOTHERS, None]
+        )
+    if isinstance(engine.lookahead, str) and engine.lookahead != "mean":
+        raise OptionError(
+            "sk.SMC: unknown lookahead.",
+            got=repr(engine.lookahead),
+            expected='None, "mean", or a function (model, x, y, u)',
+        )
+    if engine.proposal is not None and not isinstance(engine.proposal, Proposal | Linearised):
+        raise OptionError(
+            "sk.SMC: unknown proposal.",
+            got=repr(engine.proposal),
+            expected="None, sk.Linearised(), or sk.Proposal(transition)",
+            fix="proposal=sk.Proposal(your_function)",
+        )
+
+
+def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse models that this engine cannot draw from, or score.
+
+    Raises:
+        ImproperStartError: the model starts diffuse.
+        ModelError: a law that cannot be sampled, or a proposal that fails.
+        SingularTransitionError: a density is needed where there is none.
+        ShapeError: a proposal of another shape than the state.
+    """
+    u = input_at(us, 0)
+    here = model.at(0)
+    x = _sampled("initial", lambda: here.initial(u))
+    _sampled("transition", lambda: here.transition(_zeros(x), u))
+    y = _sampled("emission", lambda: here.emission(_zeros(x), u))
+    if engine.smoother in NEED_DENSITY:
+        _require_density(engine, lambda: here.transition(_zeros(x), u))
+    if isinstance(engine.proposal, Proposal):
+        _require_density(engine, lambda: here.transition(_zeros(x), u))
+        _check_proposal(engine.proposal, model, Step(0, _zeros(y), u, None), _zeros(x))
+    if engine.lookahead == "mean" and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise OptionError(
+            'lookahead="mean" needs a state that has a mean.',
+            got=f"a state of type {x.dtype}",
+            fix="lookahead=your_function, with (model, x, y, u)",
+        )
+
+
+def _zeros(abstract: Any) -> Array:
+    return jnp.zeros(abstract.shape, abstract.dtype)
+
+
+def _sampled(name: str, make: Callable[[], Law]) -> Any:
+    """Shape and type of a draw."""
+    try:
+        return jax.eval_shape(lambda: make().sample(jax.random.key(0)))
+    except SsmkitError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot be sampled: {name} fails.",
+            got=f"{type(error).__name__}: {error}",
+            expected="a law with .sample(key)",
+            fix="a numpyro distribution that can be sampled, or a Gaussian engine",
+        ) from error
+
+
+def _require_density(engine: Any, make: Callable[[], Law]) -> None:
+    kinds: list[type] = []
+    jax.eval_shape(lambda: kinds.append(type(base_distribution(make()))))
+    if issubclass(kinds[0], SingularNormal | dist.Delta):
+        needs = f"smoother={engine.smoother!r}" if engine.smoother else f"{engine.proposal!r}"
+        raise SingularTransitionError(
+            f"{needs} needs a transition density, and this transition has none.",
+            got=f"a transition {kinds[0].__name__}",
+            expected="a transition with a density",
+            fix='sk.SMC(smoother="genealogy") or smoother="fixed_lag"; sk.Linearised() as proposal',
+        )
+
+
+def _check_proposal(proposal: Proposal, model: StateSpaceModel, s: Step, x: Array) -> None:
+    for name, before in (("initial", None), ("transition", x)):
+        try:
+            law = _law(proposal, model, before, s)
+        except Exception as error:
+            raise ModelError(
+                f"the proposal's {name} function failed.",
+                got=f"{type(error).__name__}: {error}",
+                expected="a function (model, x, y, u), or (model, y, u) for initial, that returns "
+                "a distribution",
+            ) from error
+        if law is None:
+            continue
+        if not is_a(law, dist.Distribution) or law.batch_shape != () or law.event_shape != x.shape:
+            is_law = is_a(law, dist.Distribution)
+            got = f"{type(law).__name__}" + (
+                f" with batch shape {law.batch_shape}, event shape {law.event_shape}"
+                if is_law
+                else ""
+            )
+            raise ShapeError(
+                f"the proposal's {name} function must return one law of a state.",
+                got=got,
+                expected=f"batch shape (), event shape {x.shape}",
+                fix=".to_event(1) for independent coordinates",
+            )
+
+
+def _law(proposal: Proposal, model: StateSpaceModel, before: Array | None, s: Step) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda: found.append(proposal.law(model.at(0), before, s.y, s.u)))
+    return found[0]

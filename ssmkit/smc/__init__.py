@@ -1,0 +1,1 @@
+"""Sequential Monte Carlo: one Feynman–Kac loop, and the recipes that run in it."""

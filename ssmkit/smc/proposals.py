@@ -1,0 +1,201 @@
+r"""Proposals that have seen the observation.
+
+A proposal may be any law that covers the transition; the weight corrects for it. `Linearised` is
+the Gaussian approximation to the locally optimal one, \(p(x_t \mid x_{t-1}, y_t)\).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssmkit.errors import ModelError
+from ssmkit.linalg import cholesky_psd, solve_lower, solve_lower_transposed
+from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.distributions import moments
+from ssmkit.models.observation import feasible
+from ssmkit.smc.noise import NoiseShape, draw, is_differentiable, noise_shape, score
+from ssmkit.typing import Array, Law, PyTree, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposal:
+    r"""A proposal of your own: two functions that return distributions.
+
+    \[x_0 \sim q(x_0 \mid y_0), \qquad x_t \sim q(x_t \mid x_{t-1}, y_t)\]
+
+    It is asked where the whole observation is there; elsewhere the model's own law proposes. Its
+    support must cover that law; how well it does shows in the k-hat of the weights.
+
+    Args:
+        transition: ``(model, x, y, u)`` to the law of ``x_t`` given ``x_{t-1} = x`` and ``y_t``.
+        initial: ``(model, y, u)`` to the law of ``x_0`` given ``y_0``; None for the model's own.
+
+    Example:
+        >>> import numpyro.distributions as dist, ssmkit as sk
+        >>> def nearer(model, x, y, u): return dist.Normal(0.5 * (x + y), 1.0)
+        >>> engine = sk.SMC(num_particles=100, proposal=sk.Proposal(nearer))
+
+    Source: A. Doucet, S. Godsill and C. Andrieu (2000).
+    """
+
+    transition: Callable[..., Law]
+    initial: Callable[..., Law] | None = None
+
+    def law(self, model: StateSpaceModel, x: Array | None, y: Array, u: PyTree) -> Law | None:
+        """The law at one time; None where the model's own is meant."""
+        if x is not None:
+            return self.transition(model, x, y, u)
+        return None if self.initial is None else self.initial(model, y, u)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linearised:
+    r"""The locally optimal proposal, by a Gaussian approximation: for Gaussian transitions.
+
+    With \(x_t = m(x_{t-1}) + F\epsilon\), \(\epsilon \sim N(0, I)\), Newton steps find the mode of
+    \(-\tfrac12|\epsilon|^2 + \log p(y_t \mid m + F\epsilon)\); the proposal is the normal law with
+    the curvature there (its negative part left out). Exact for linear Gaussian emissions. No
+    transition density is needed, so that it serves singular transitions as well.
+
+    Args:
+        iterations: Newton steps; one is exact for linear Gaussian emissions.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> sk.SMC(num_particles=100, proposal=sk.Linearised())
+        sk.SMC(num_particles=100, proposal=Linearised(iterations=2))
+
+    Source: A. Doucet, S. Godsill and C. Andrieu (2000), section II.D.
+    """
+
+    iterations: int = 2
+
+
+class Draw(NamedTuple):
+    """How to draw one state: its noise, and ``noise -> (state, log transition / proposal)``."""
+
+    noise_shape: NoiseShape
+    draw: Callable[[Any], tuple[Array, Scalar]]
+
+
+def own_law(model: StateSpaceModel, x: Array | None, s: Any) -> Law:
+    """The model's own law of a state: its initial one where there is no state before."""
+    return model.at(0).initial(s.u) if x is None else model.at(s.t).transition(x, s.u)
+
+
+def from_proposal(
+    proposal: Proposal, model: StateSpaceModel, x: Array | None, s: Any, dtype: Any
+) -> Draw:
+    """Draw from a user's proposal where the observation is complete, else from the model."""
+
+    def asked(y: Array) -> Law:
+        law = proposal.law(model.at(0 if x is None else s.t), x, y, s.u)
+        return own_law(model, x, s) if law is None else law
+
+    own_shape = noise_shape(lambda: own_law(model, x, s))
+    shape = noise_shape(lambda: asked(s.y))
+    shared = shape if shape == own_shape else None
+
+    def one(noise: Any) -> tuple[Array, Scalar]:
+        own = own_law(model, x, s)
+        if s.mask is None:
+            return _draw_and_score(asked(s.y), own, noise, dtype)
+        plain = draw(own, noise, dtype)
+        # what is missing is nan, and must not reach the user's function or its gradient
+        y = feasible(model.at(s.t).emission(plain, s.u), s.y, s.mask)
+        seen, log_ratio = _draw_and_score(asked(y), own, noise, dtype)
+        complete = jnp.all(s.mask)
+        return (
+            jnp.where(complete, seen, plain),
+            jnp.where(complete, log_ratio, score(own, plain)),
+        )
+
+    return Draw(shared, one)
+
+
+def _draw_and_score(law: Law, own: Law, noise: Any, dtype: Any) -> tuple[Array, Scalar]:
+    x = draw(law, noise, dtype)
+    log_proposal = law.log_prob(x)
+    if not is_differentiable(law):
+        # the score of the draw cancels against the proposal's own gradient
+        log_proposal = jax.lax.stop_gradient(log_proposal)
+    return x, own.log_prob(x) - log_proposal
+
+
+def from_linearised(
+    proposal: Linearised,
+    model: StateSpaceModel,
+    x: Array | None,
+    s: Any,
+    log_emission: Callable[[Array], Scalar],
+    dtype: Any,
+) -> Draw:
+    """Draw from the Gaussian approximation in the space of the transition's noise."""
+
+    def own() -> Law:
+        return own_law(model, x, s)
+
+    def one(noise: Array) -> tuple[Array, Scalar]:
+        law = own()
+        mean, factor = moments(law)
+
+        def state(eps: Array) -> Array:
+            flat = mean + (factor * eps if factor.ndim == 1 else factor @ eps)
+            return flat.reshape(law.event_shape).astype(dtype)
+
+        def log_target(eps: Array) -> Scalar:
+            return log_emission(state(eps))
+
+        # the proposal is a choice: the gradient is that of the target at fixed noise
+        fixed = jax.lax.stop_gradient
+        centre, precision = fixed(_mode(log_target, noise, proposal.iterations))
+        eps = centre + solve_lower_transposed(precision, noise[:, None])[:, 0]
+        log_det = jnp.sum(jnp.log(jnp.diagonal(precision)))
+        log_ratio = 0.5 * (noise @ noise - eps @ eps) - log_det
+        return state(eps), log_ratio
+
+    return Draw(require_gaussian(own), one)
+
+
+def _mode(
+    log_target: Callable[[Array], Scalar], noise: Array, iterations: int
+) -> tuple[Array, Array]:
+    """Newton steps from the prior mean: the centre, and the factor of the precision there."""
+    eye = jnp.eye(noise.shape[0], dtype=noise.dtype)
+    centre, precision = jnp.zeros_like(noise), eye
+    for _ in range(iterations):
+        slope, curvature = jax.grad(log_target)(centre), -jax.hessian(log_target)(centre)
+        # a factor of the curvature without its negative pivots
+        root = cholesky_psd(curvature)
+        precision = cholesky_psd(eye + root @ root.T)
+        step = solve_lower(precision, (slope - centre)[:, None])
+        centre = centre + solve_lower_transposed(precision, step)[:, 0]
+    return centre, precision
+
+
+def require_gaussian(make: Callable[[], Law]) -> NoiseShape:
+    """The noise of a law, which must be Gaussian.
+
+    Raises:
+        ModelError: it is not.
+    """
+    found: list[str] = []
+    shape = noise_shape(lambda: _noted(make(), found))
+    if shape is None:
+        raise ModelError(
+            "the linearised proposal needs a Gaussian transition and start.",
+            got=found[0],
+            expected="Normal, MultivariateNormal or SingularNormal",
+            fix="proposal=sk.Proposal(your_function), or proposal=None (bootstrap)",
+        )
+    return shape
+
+
+def _noted(law: Law, found: list[str]) -> Law:
+    found.append(type(law).__name__)
+    return law
