@@ -49,7 +49,8 @@ def infer(
         batched: whether the first axis of ``ys`` counts series.
         throw: raise when a computation becomes non-finite; else flag it in the diagnostics.
         progress: show progress; None shows it for anything over two seconds.
-        callback: called with a dictionary after each chunk of learning; returning True stops.
+        callback: called with a dictionary after each chunk of learning or drawing; returning
+            True stops.
         keep: ``"all"``, or ``"final"`` for the evidence and the last belief only, in memory that
             does not grow with ``T``.
 

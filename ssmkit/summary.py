@@ -190,6 +190,9 @@ def _draws_table(posterior: Posterior) -> pd.DataFrame:
 
 def _draw_warnings(report: dict[str, Any]) -> tuple[str, ...]:
     warnings = []
+    if report.get("interrupted", False):
+        count = report["sample_stats"]["diverging"].shape[1]
+        warnings.append(f"the run was interrupted after {count} draws of each chain")
     if report.get("divergences", 0):
         warnings.append(
             f"{report['divergences']} divergent transitions: the draws may miss a region; raise "

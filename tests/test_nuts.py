@@ -9,6 +9,8 @@ import pytest
 from numpyro.diagnostics import effective_sample_size
 
 import ssmkit as sk
+from ssmkit.engines import chains
+from ssmkit.engines.options import RunOptions
 
 YS = np.cumsum(np.random.default_rng(5).normal(0, 0.7, 50))
 YS = YS + np.random.default_rng(6).normal(0, 1.0, 50)
@@ -16,16 +18,22 @@ YS[20:24] = np.nan
 PRIOR = dist.HalfNormal(2.0)
 
 
+CALLS = []
+
+
 def program():
+    CALLS.append(1)
     level = numpyro.sample("level", PRIOR)
     noise = numpyro.sample("noise", PRIOR)
     return sk.models.LocalLevel(level**2, noise**2)
 
 
+ENGINE = sk.NUTS(sk.Kalman(), num_warmup=300, num_samples=500, num_chains=4)
+
+
 @pytest.fixture(scope="module")
 def posterior():
-    engine = sk.NUTS(sk.Kalman(), num_warmup=300, num_samples=500, num_chains=4)
-    return sk.infer(11, engine, program, YS, progress=False)
+    return sk.infer(11, ENGINE, program, YS, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +119,52 @@ def test_forecast_averages_over_parameters(posterior):
 def test_sizes_that_cannot_work_are_refused(name):
     with pytest.raises(sk.errors.OptionError, match=name):
         sk.infer(0, sk.NUTS(sk.Kalman(), **{name: 0}), program, YS)
+
+
+def test_an_interrupt_keeps_the_draws_so_far_whatever_the_chunks(posterior, monkeypatch):
+    monkeypatch.setattr(chains, "next_chunk", lambda length, seconds: 37)
+    seen = []
+
+    def callback(report):
+        seen.append(report | {"calls": len(CALLS)})
+        if report["draws"] >= 100:
+            raise KeyboardInterrupt
+
+    part = sk.infer(11, ENGINE, program, YS, progress=False, callback=callback)
+    assert [r["draws"] for r in seen if r["draws"]] == [37, 74, 111]
+    assert seen[0]["calls"] == seen[-1]["calls"]  # one compiled program for all chunks
+    assert part.diagnostics["interrupted"] and not posterior.diagnostics["interrupted"]
+    assert part.diagnostics["sample_stats"]["energy"].shape == (4, 111)
+    for name, values in part.params.values.items():
+        np.testing.assert_array_equal(values, posterior.params[name][:, :111])
+    assert part.states.mean().shape == (50, 1)
+    assert "interrupted after 111 draws" in repr(part.summary())
+    assert "interrupted" not in repr(posterior.summary())
+
+
+def run(callback):
+    """The loop alone, with steps that do nothing."""
+    nothing = {"diverging": jnp.zeros((500, 4), bool)}
+    begin = chains.Chains(None, nothing, jnp.zeros((), int))
+    options = RunOptions(progress=False, callback=callback)
+    return chains._run(ENGINE, lambda c, limit: c._replace(step=limit), begin, options)
+
+
+def test_a_callback_can_stop_the_draws(monkeypatch):
+    monkeypatch.setattr(chains, "next_chunk", lambda length, seconds: 37)
+    end, interrupted = run(lambda report: report["draws"] >= 50)
+    assert interrupted
+    assert int(end.step) == 300 + 2 * 37
+    end, interrupted = run(lambda report: None)
+    assert not interrupted
+    assert int(end.step) == 800
+
+
+def test_without_draws_there_is_nothing_to_keep():
+    def interrupt(report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt)
+    with pytest.raises(sk.errors.NotComputed, match="before there were draws"):
+        run(lambda report: True)

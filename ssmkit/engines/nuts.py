@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmkit import keys
+from ssmkit.engines import chains
 from ssmkit.engines.objective import (
     Objective,
     refuse_params,
@@ -24,8 +25,6 @@ from ssmkit.models.programs import Program, build_many, free_sites
 from ssmkit.posterior import Data, Draws, Posterior
 from ssmkit.typing import Array, Key, PyTree
 
-FIELDS = ("diverging", "accept_prob", "num_steps", "potential_energy", "energy")
-
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class NUTS:
@@ -34,7 +33,8 @@ class NUTS:
     \[\theta \sim p(\theta \mid y) \propto p(\theta)\, p(y \mid \theta)\]
 
     by numpyro's NUTS on the engine's evidence; then states given parameters by the same engine.
-    All sites must be ``numpyro.sample`` sites. The evidence of the data is not estimated.
+    All sites must be ``numpyro.sample`` sites. The evidence of the data is not estimated. An
+    interrupt after warm-up returns the draws so far, with ``diagnostics["interrupted"]``.
 
     Args:
         evidence: the state engine that scores, with a differentiable evidence.
@@ -84,7 +84,7 @@ class NUTS:
             self.evidence, target, without_labels(data), time_key, options.batched
         )
         values, report = self._sample(keys.purpose(key, "draws"), objective, sites, options)
-        draws = Draws(values, jnp.zeros((self.num_chains, self.num_samples)))
+        draws = Draws(values, jnp.zeros(report["sample_stats"]["diverging"].shape))
         model, weights, index = self._models(target, draws)
         parts = run_states(
             self.evidence,
@@ -102,8 +102,8 @@ class NUTS:
 
     def _check(self) -> None:
         require_evidence(self)
-        least = {"num_warmup": 1, "num_samples": 1, "num_chains": 1, "num_state_draws": 2}
-        for name, low in least.items():
+        least = {"num_warmup": 1, "num_samples": chains.LEAST_DRAWS}
+        for name, low in (least | {"num_chains": 1, "num_state_draws": 2}).items():
             if getattr(self, name) < low:
                 got = getattr(self, name)
                 raise OptionError(f"{name} is too small.", got=got, expected=f"≥ {low}")
@@ -117,24 +117,14 @@ class NUTS:
         def program(objective: Objective) -> None:
             numpyro.factor("log_evidence", objective.log_evidence(objective.target()))
 
-        sampler = infer.MCMC(
-            infer.NUTS(
-                program,
-                target_accept_prob=self.target_accept,
-                max_tree_depth=self.max_tree_depth,
-            ),
-            num_warmup=self.num_warmup,
-            num_samples=self.num_samples,
-            num_chains=self.num_chains,
-            chain_method="vectorized",
-            progress_bar=options.progress is not False,
+        kernel = infer.NUTS(
+            program, target_accept_prob=self.target_accept, max_tree_depth=self.max_tree_depth
         )
-        sampler.run(key, objective, extra_fields=FIELDS)
-        draws = sampler.get_samples(group_by_chain=True)
-        stats = sampler.get_extra_fields(group_by_chain=True)
-        report = {"sample_stats": {name: np.asarray(stats[name]) for name in FIELDS}}
-        report |= _convergence({name: draws[name] for name in sites}, stats["diverging"])
-        return {name: draws[name] for name in sites}, report
+        drawn = chains.draw(self, kernel, key, objective, options)
+        values = {name: drawn.values[name] for name in sites}
+        report = {"sample_stats": {name: np.asarray(a) for name, a in drawn.stats.items()}}
+        report |= _convergence(values, drawn.stats["diverging"])
+        return values, report | {"interrupted": drawn.interrupted}
 
     def _models(self, target: Any, draws: Draws) -> tuple[Any, Array, Array]:
         total = draws.num_draws

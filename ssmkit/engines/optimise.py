@@ -12,11 +12,10 @@ import numpy as np
 
 from ssmkit.engines.objective import Objective
 from ssmkit.engines.options import RunOptions
-from ssmkit.engines.progress import Progress
+from ssmkit.engines.progress import Progress, next_chunk
 from ssmkit.errors import NonFiniteError
 from ssmkit.typing import Array, PyTree, Scalar
 
-CHUNK_SECONDS = 0.5
 PATIENCE = 3  # steps without measurable progress that end a run
 
 
@@ -94,8 +93,7 @@ def _one_run(
             clock = time.perf_counter()
             limit = min(int(run.step) + chunk, engine.max_steps)
             run = jax.block_until_ready(_advance(engine, objective, run, jnp.asarray(limit)))
-            spent = time.perf_counter() - clock
-            chunk = max(1, min(4 * chunk, int(chunk * CHUNK_SECONDS / max(spent, 1e-3))))
+            chunk = next_chunk(chunk, time.perf_counter() - clock)
             done = {"start": number, "step": int(run.step), "objective": -float(run.best_loss)}
             bar.advance_to(number * engine.max_steps + done["step"], done["objective"])
             if options.callback is not None and options.callback(done):

@@ -1,4 +1,4 @@
-"""A progress bar that appears only for work that takes longer than two seconds."""
+"""Long work in chunks, and a progress bar for what takes longer than two seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from types import TracebackType
 from typing import Any
 
 PATIENCE_SECONDS = 2.0
+CHUNK_SECONDS = 0.5
+
+
+def next_chunk(length: int, seconds: float) -> int:
+    """Steps of the next chunk: about half a second's worth, at most four times the last."""
+    return max(1, min(4 * length, int(length * CHUNK_SECONDS / max(seconds, 1e-3))))
 
 
 class Progress:
