@@ -332,6 +332,15 @@ def test_gaps_take_no_memory_and_those_of_both_kinds_count(name, seen):
     assert size(10_000) == size(1000)
 
 
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_data_may_be_closed_over(value):
+    row, key = ROWS["kalman-linear"], jax.random.key(0)
+    ys = jnp.asarray(PAIRS).at[1, 0].set(value)
+    inside = jax.jit(lambda model: sk.log_evidence(key, row.engine, model, ys))(row.model)
+    expected = sk.log_evidence(key, row.engine, row.model, ys)
+    np.testing.assert_allclose(inside, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("work", SCORED, indirect=True)
 def test_gradients_are_finite_and_those_of_finite_differences(work):
     values, gradients = work.pure

@@ -92,15 +92,15 @@ def needed_mask(ys: Array, observed: Array | None) -> RowMasks | None:
         ys: observations ``(T, *event)``.
         observed: booleans ``(T,)`` or ``(T, *event)``, or None.
     """
-    if observed is not None:
-        observed = jnp.asarray(observed, bool)
-    elif not jnp.issubdtype(ys.dtype, jnp.inexact):
+    may_be_nan = jnp.issubdtype(ys.dtype, jnp.inexact)
+    if observed is None and not may_be_nan:
         return None
+    # by numpy: under jit, jax would trace what is computed from known arrays
     if is_concrete(ys, observed):
-        mask = observed_mask(ys, observed, ys.ndim - 1)
-        if np.all(np.asarray(mask)):
+        gaps = may_be_nan and np.isnan(np.asarray(ys)).any()
+        if not gaps and (observed is None or np.all(np.asarray(observed))):
             return None
-    return RowMasks(ys, observed)
+    return RowMasks(ys, None if observed is None else jnp.asarray(observed, bool))
 
 
 def whole_rows(mask: Array) -> Array:
