@@ -155,7 +155,7 @@ def apply(posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key 
     check_model(engine, one, data, batched=False)
     time_key = keys.purpose(keys.as_key(key), "time")
     draws = None if single else weights
-    parts = run_states(engine, time_key, model, data, log_weights=draws)
+    parts = run_states(engine, time_key, model, data, RunOptions(), draws)
     if single:
         check_finite(parts, engine, throw=True)
     for name in ("params", "estimates", "state_index"):

@@ -16,6 +16,7 @@ import pytest
 from scipy.stats import multivariate_normal as normal
 
 import ssmkit as sk
+from ssmkit.engines.options import RunOptions
 from ssmkit.engines.states import run_states
 from ssmkit.interop.joint import systematic
 from ssmkit.models.programs import build
@@ -97,7 +98,7 @@ def fabricate(values, log_weights, shape):
     """A posterior by hand: parameter draws of any weight, with states for each."""
     target, data = as_target(toy), as_data(FRAME, None, None, batched=False)
     model = eqx.filter_vmap(lambda v: build(target, v))(values)
-    parts = run_states(sk.Kalman(), jax.random.key(0), model, data, log_weights=log_weights)
+    parts = run_states(sk.Kalman(), jax.random.key(0), model, data, RunOptions(), log_weights)
     del parts["log_evidence"]
     params = {name: value.reshape(shape) for name, value in values.items()}
     parts["params"] = Draws(params, log_weights.reshape(shape))

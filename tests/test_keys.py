@@ -10,6 +10,7 @@ import pytest
 import ssmkit as sk
 from ssmkit import keys
 from ssmkit.engines import states
+from ssmkit.engines.options import RunOptions
 from ssmkit.models.base import simulate_series
 from ssmkit.models.programs import free_sites
 
@@ -191,8 +192,8 @@ def test_parameter_draws_and_series_get_keys_of_their_own():
     models = jax.vmap(lambda v: sk.models.LocalLevel(v, 1.0))(jnp.arange(1.0, 4.0))
     data = sk.posterior.Data(jnp.stack([YS, YS + 1.0]))
     key = keys.purpose(jax.random.key(0), "time")
-    options = dict(keep="final", batched=True, log_weights=jnp.zeros(3))
-    parts = states.run_states(Echo(), key, models, data, **options)
+    options = RunOptions(keep="final", batched=True)
+    parts = states.run_states(Echo(), key, models, data, options, jnp.zeros(3))
     seen = np.asarray(parts["key"]).reshape(-1, 2)
     assert len(np.unique(seen, axis=0)) == 6
 

@@ -76,13 +76,7 @@ class ForwardBackward:
         return filter_finite(finite_kernel(model, us), ys, us, mask, keep=False)[0].log_evidence
 
     def infer(
-        self,
-        key: Key,
-        model: StateSpaceModel,
-        ys: Array,
-        us: Inputs,
-        mask: Array | None,
-        keep: str,
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         kernel = finite_kernel(model, us)

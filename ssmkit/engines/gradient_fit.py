@@ -156,15 +156,7 @@ class GradientFit:
         else:
             model = build_many(target, draws.flat())
             log_weights = draws.log_weights.ravel()
-        parts = run_states(
-            self.evidence,
-            time_key,
-            model,
-            data,
-            keep=options.keep,
-            batched=options.batched,
-            log_weights=log_weights,
-        )
+        parts = run_states(self.evidence, time_key, model, data, options, log_weights)
         if not options.batched:  # a batch has one number a series
             parts["log_evidence"] = optimum.log_evidence
         parts |= {"params": draws, "estimates": estimates, "learned": optimum.unconstrained}

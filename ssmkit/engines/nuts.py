@@ -86,15 +86,7 @@ class NUTS:
         values, report = self._sample(keys.purpose(key, "draws"), objective, sites, options)
         draws = Draws(values, jnp.zeros(report["sample_stats"]["diverging"].shape))
         model, weights, index = self._models(target, draws)
-        parts = run_states(
-            self.evidence,
-            time_key,
-            model,
-            data,
-            keep=options.keep,
-            batched=options.batched,
-            log_weights=weights,
-        )
+        parts = run_states(self.evidence, time_key, model, data, options, weights)
         # the states' engine scores each draw; the evidence of the data is another number
         parts["log_evidence_per_draw"] = parts.pop("log_evidence")
         parts |= {"params": draws, "diagnostics": report, "state_index": index}

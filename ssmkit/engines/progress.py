@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from types import TracebackType
 from typing import Any
 
 PATIENCE_SECONDS = 2.0
@@ -46,12 +45,7 @@ class Progress:
             if objective is not None:
                 self._bar.set_postfix_str(f"objective {objective:.4f} nats")
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssmkit.beliefs import Labels
 from ssmkit.engines.batch import shorten
+from ssmkit.engines.options import RunOptions
 from ssmkit.errors import NonFiniteError
 from ssmkit.posterior import Data, Posterior, merge_draws
 from ssmkit.typing import Array, Float, Inputs, Key
@@ -53,9 +54,7 @@ def run_states(
     key: Key,
     models: Any,
     data: Data,
-    *,
-    keep: str = "all",
-    batched: bool = False,
+    options: RunOptions,
     log_weights: Float[Array, " K"] | None = None,
 ) -> dict[str, Any]:
     """Run a state engine and merge over parameter draws.
@@ -65,8 +64,7 @@ def run_states(
         key: random key.
         models: one model, or models with a draw axis ``K`` in front when ``log_weights`` is given.
         data: the series.
-        keep: ``"all"`` or ``"final"``.
-        batched: whether there are many series.
+        options: ``keep``, and whether there are many series.
         log_weights: log weights of the parameter draws ``(K,)``; None for one model.
 
     Returns:
@@ -76,17 +74,17 @@ def run_states(
     series = (data.ys, data.us, data.mask)
     lengths = data.lengths
     # the last belief about a short series stands inside its padded history
-    kept = "all" if lengths is not None else keep
-    parts = dict(_infer(engine, key, models, series, kept, count, batched))
+    kept = "all" if lengths is not None else options.keep
+    parts = dict(_infer(engine, key, models, series, kept, count, options.batched))
     if lengths is not None:
         parts = shorten(parts, lengths)
-        parts = parts if keep == "all" else {name: parts[name] for name in FINAL}
+        parts = parts if options.keep == "all" else {name: parts[name] for name in FINAL}
     dtype = parts["log_evidence"].dtype
     weights = jnp.zeros(1, dtype) if log_weights is None else log_weights
     if count is None:
         parts["log_evidence"] = parts["log_evidence"][0]
     merged = merge_draws(parts, weights)
-    if batched:
+    if options.batched:
         merged["batch"] = jnp.arange(data.ys.shape[0])
     return label(merged, engine, models, data)
 
@@ -114,10 +112,10 @@ def label(parts: dict[str, Any], engine: Any, model: Any, data: Data) -> dict[st
 
 
 def state_posterior(
-    engine: Any, key: Key, target: Any, model: Any, data: Data, options: Any
+    engine: Any, key: Key, target: Any, model: Any, data: Data, options: RunOptions
 ) -> Posterior:
     """The posterior of a state engine at one parameter value."""
-    parts = run_states(engine, key, model, data, keep=options.keep, batched=options.batched)
+    parts = run_states(engine, key, model, data, options)
     check_finite(parts, engine, throw=options.throw)
     return Posterior(
         engine, target, data, model, parts, engine, engine.evidence_kind, "data given parameters"

@@ -66,13 +66,7 @@ class GaussianEngine(abc.ABC):
         return log_evidence_of(filter_series(kernel, ys, us, mask, keep=False).state)
 
     def infer(
-        self,
-        key: Key,
-        model: StateSpaceModel,
-        ys: Array,
-        us: Inputs,
-        mask: Array | None,
-        keep: str,
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         kernel = self._kernel(model, ys, us)
