@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Particles
+from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.options import short_repr
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
@@ -22,12 +22,12 @@ from ssmkit.smc.filter import (
     states_of,
     step_diagnostics,
 )
-from ssmkit.smc.lineage import log_evidence_se
+from ssmkit.smc.lineage import first_lineage, log_evidence_se
 from ssmkit.smc.proposals import Linearised, Proposal
-from ssmkit.smc.recipes import Step, at_the_mean, auxiliary, bootstrap, guided
+from ssmkit.smc.recipes import Proposed, Step, at_the_mean, auxiliary, bootstrap, guided
 from ssmkit.smc.resampling import SCHEMES, Criterion, Scheme, multinomial, selector
 from ssmkit.smc.smoothers import ParticlePaths
-from ssmkit.typing import Array, Inputs, Key, Scalar
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -169,6 +169,53 @@ class SMC:
         smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
         return {"states": (paths.marginals(smooth_key, self.num_paths), paths)}
 
+    def first(
+        self, key: Key, model: StateSpaceModel, y: Array, u: PyTree, mask: Array | None
+    ) -> tuple[Cloud, dict[str, Any]]:
+        """The first step of a stream: what it carries, and what the step told."""
+        s = Step(0, y, u, mask)
+        cloud, report = self.filter(model, s).first(key, s)
+        return cloud, _told(report)
+
+    def advance(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: Cloud,
+        t: Array,
+        y: Array,
+        u: PyTree,
+        mask: Array | None,
+    ) -> tuple[Cloud, dict[str, Any]]:
+        """One step of a stream, with the numbers that belong to its time."""
+        s = Step(t, y, u, mask)
+        cloud, report = self.filter(model, s).advance(key, carry, s)
+        return cloud, _told(report)
+
+    def read(self, model: StateSpaceModel, carry: Cloud, u: PyTree) -> dict[str, Any]:
+        """The belief about the present state, and the log evidence so far, in nats."""
+        states = states_of(carry.particles)
+        belief = Particles(states, carry.log_weights, states.shape[1:])
+        return {"filtered": belief, "log_evidence": carry.log_evidence}
+
+    def takes_carry_of(self, other: Any) -> bool:
+        """Whether a stream by this engine goes on from what another engine carries."""
+        same_size = getattr(other, "num_particles", None) == self.num_particles
+        is_same = isinstance(other, SMC) and same_size
+        return is_same and (self.proposal is None) == (other.proposal is None)
+
+    def begin(
+        self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
+    ) -> Cloud:
+        """What a stream carries that begins at a belief: equally weighted draws from it."""
+        states = belief.sample(key, self.num_particles)
+        is_float = jnp.issubdtype(states.dtype, jnp.floating)
+        dtype = states.dtype if is_float else floating_type(model, states)
+        zeros = jnp.zeros(self.num_particles, dtype)
+        particles = states if self.proposal is None else Proposed(states, zeros)
+        evidence = (log_evidence.astype(dtype), jnp.zeros((), dtype))
+        return Cloud(particles, zeros, evidence, first_lineage(self.num_particles))
+
     def forecast(
         self,
         key: Key,
@@ -180,3 +227,12 @@ class SMC:
     ) -> dict[str, Any]:
         """Draws of the next states and observations: the particles move on and emit."""
         return forecast(key, model, carry, start + jnp.arange(num_steps), us)
+
+
+def _told(report: StepReport) -> dict[str, Any]:
+    event = report.states.shape[1:]
+    return {
+        "predicted": Particles(report.states, report.predicted_log_weights, event),
+        "log_likelihood": report.log_likelihood,
+        "diagnostics": {"ess": report.ess, "resampled": report.resampled},
+    }

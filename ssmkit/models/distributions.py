@@ -6,6 +6,7 @@ an initial law that is flat in some directions.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -14,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
 from ssmkit.errors import ImproperStartError, ModelError, SingularTransitionError
-from ssmkit.linalg import cholesky_psd
+from ssmkit.linalg import SMALL, cholesky_psd, solve_lower
 from ssmkit.typing import Array, Float, Key, Law
 
 
@@ -218,6 +219,24 @@ def _standard_deviation(distribution: Law, base: Any) -> Array:
     if len(distribution.event_shape) == 1 and is_a(base, dist.MixtureSameFamily):
         raise ModelError("a Gaussian engine cannot use vector mixtures.", got=type(base).__name__)
     return jnp.sqrt(variance)
+
+
+def log_density(distribution: Law, value: Array) -> Array:
+    """Log density in nats, without LAPACK for one small multivariate normal.
+
+    Args:
+        distribution: a law.
+        value: of the shape of its event.
+    """
+    is_plain = type(distribution) is dist.MultivariateNormal and distribution.batch_shape == ()
+    if not is_plain or distribution.event_shape[0] > SMALL:
+        return distribution.log_prob(value)
+    factor: Any = distribution.scale_tril
+    # the inverse is made once for all particles that share the factor
+    inverse = solve_lower(factor, jnp.eye(factor.shape[-1], dtype=factor.dtype))
+    white = inverse @ (value - distribution.loc)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return -0.5 * (white @ white) - log_det - 0.5 * white.shape[0] * math.log(2 * math.pi)
 
 
 def covariance_of(factor: Array) -> Array:

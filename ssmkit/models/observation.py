@@ -18,7 +18,7 @@ from jax.scipy.special import gammaln, logsumexp
 
 from ssmkit.errors import MissingDataError
 from ssmkit.linalg import cholesky_psd, solve_lower
-from ssmkit.models.distributions import base_distribution, is_a
+from ssmkit.models.distributions import base_distribution, is_a, log_density
 from ssmkit.typing import Array, Law
 
 MULTIVARIATE = (
@@ -154,7 +154,7 @@ def observed_log_prob(distribution: Law, y: Array, observed: Array | None = None
         -0.9189
     """
     if observed is None:
-        return distribution.log_prob(y)
+        return log_density(distribution, y)
     y, observed = jnp.asarray(y), jnp.asarray(observed, bool)
     if observed.ndim == 0 or distribution.event_shape == ():
         return _whole(distribution, y, observed)
@@ -183,7 +183,7 @@ def feasible(distribution: Law, y: Array, observed: Array) -> Array:
 
 
 def _whole(distribution: Law, y: Array, observed: Array) -> Array:
-    log_prob = distribution.log_prob(feasible(distribution, y, observed))
+    log_prob = log_density(distribution, feasible(distribution, y, observed))
     return jnp.where(observed, log_prob, 0.0)
 
 

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.checks import Number, require_positive, require_scalars, require_stationary
-from ssmkit.models.laws import normal
+from ssmkit.models.laws import LogVarianceNormal, normal
 from ssmkit.typing import Array, PyTree
 
 
@@ -60,7 +60,7 @@ class StochasticVolatility(StateSpaceModel):
 
     def emission(self, x: Array, u: PyTree) -> dist.Distribution:
         """Return the law of the return, with variance ``exp(x)``."""
-        return normal(jnp.zeros_like(x), jnp.exp(x / 2))
+        return LogVarianceNormal(jnp.zeros_like(x), x)
 
     @property
     def state_names(self) -> tuple[str, ...]:

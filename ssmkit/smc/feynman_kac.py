@@ -6,8 +6,9 @@ Bootstrap, guided, auxiliary, twisted, conditional and tempered algorithms are r
 \[\hat Z_t = \frac1N \sum_i w_t^i, \qquad
 w_t^i = \frac{\overline v_{t-1}}{\psi(x_{t-1}^{a_i})}\, G_t(x_{t-1}^{a_i}, x_t^i)\]
 
-after a selection with weights \(v = w\,\psi\); without one \(w_t^i = w_{t-1}^i G_t\). The mean of the
-weights is the evidence at every time, so it is unbiased whether, when and how ancestors are drawn.
+after a selection with weights \(v = w\,\psi\); without one \(w_t^i = w_{t-1}^i G_t\). The mean of
+the weights is the evidence at every time, so it is unbiased whether, when and how ancestors are
+drawn.
 
 Source: N. Chopin and O. Papaspiliopoulos (2020), An Introduction to Sequential Monte Carlo, ch. 10.
 """
@@ -242,4 +243,3 @@ def _weigh(
         selection.resampled,
     )
     return cloud, report
-

@@ -34,9 +34,7 @@ class ParticleFilter(NamedTuple):
 
     def advance(self, key: Key, cloud: Cloud, s: Step) -> tuple[Cloud, StepReport]:
         """One step, with the numbers that belong to its time."""
-        return feynman_kac.advance(
-            self.recipe, self.select, jax.random.fold_in(key, s.t), cloud, s
-        )
+        return feynman_kac.advance(self.recipe, self.select, jax.random.fold_in(key, s.t), cloud, s)
 
     def run(
         self, key: Key, series: tuple[Array, Inputs, Array | None], *, keep: bool
@@ -45,9 +43,7 @@ class ParticleFilter(NamedTuple):
         steps = steps_of(*jax.tree.map(jnp.asarray, series))
         begin = self.first(key, steps(0))
         length = series[0].shape[0]
-        return feynman_kac.scan(
-            self.recipe, self.select, key, begin, steps, length, keep=keep
-        )
+        return feynman_kac.scan(self.recipe, self.select, key, begin, steps, length, keep=keep)
 
 
 def floating_type(model: StateSpaceModel, ys: Array) -> Any:
@@ -119,5 +115,3 @@ def forecast(
         "states": Particles(xs, weights, xs.shape[2:]),
         "observations": Particles(ys, weights, ys.shape[2:]),
     }
-
-

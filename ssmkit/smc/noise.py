@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.models.distributions import is_gaussian, moments
+from ssmkit.models.distributions import is_gaussian, log_density, moments
 from ssmkit.smc.weights import surrogate
 from ssmkit.typing import Array, Law, Scalar
 
@@ -23,14 +23,18 @@ NoiseShape = tuple[int, ...] | None
 def noise_shape(make: Callable[[], Law]) -> NoiseShape:
     """Shape of the standard normals that a law is made of; None when it needs a random key."""
     gaussian: list[bool] = []
+    event_shape: list[tuple[int, ...]] = []
 
     def factor() -> Array:
         law = make()
         gaussian.append(is_gaussian(law))
+        event_shape.append(law.event_shape)
         return moments(law)[1] if gaussian[0] else jnp.zeros(())
 
     shape = jax.eval_shape(factor).shape
-    return shape[-1:] if gaussian[0] else None
+    if not gaussian[0]:
+        return None
+    return shape[-1:] if len(shape) == 2 else event_shape[0]
 
 
 def draw(law: Law, noise: Any, dtype: Any) -> Array:
@@ -42,15 +46,21 @@ def draw(law: Law, noise: Any, dtype: Any) -> Array:
         dtype: type of the draw, where it is a floating type.
     """
     if is_gaussian(law) and not jnp.issubdtype(noise.dtype, jax.dtypes.prng_key):
-        mean, factor = moments(law)
-        flat = mean + (factor * noise if factor.ndim == 1 else factor @ noise)
-        x = flat.reshape(law.event_shape)
+        x = place(law, noise)
     else:
         x = law.sample(noise)
     if not is_differentiable(law):
         x = jax.lax.stop_gradient(x)
     # numpyro draws in the default precision
     return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def place(law: Law, noise: Array) -> Array:
+    """Mean plus factor times standard normals, in the shape of the event."""
+    mean, factor = moments(law)
+    if factor.ndim == 2:
+        return (mean + factor @ noise).reshape(law.event_shape)
+    return mean.reshape(noise.shape) + factor.reshape(noise.shape) * noise
 
 
 def is_differentiable(law: Law) -> bool:
@@ -60,4 +70,4 @@ def is_differentiable(law: Law) -> bool:
 
 def score(law: Law, x: Array) -> Scalar | float:
     """Zero with the gradient of the log density of a draw, where the draw itself carries none."""
-    return 0.0 if is_differentiable(law) else surrogate(law.log_prob(x))
+    return 0.0 if is_differentiable(law) else surrogate(log_density(law, x))

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from ssmkit.errors import ModelError
 from ssmkit.linalg import cholesky_psd, solve_lower, solve_lower_transposed
 from ssmkit.models.base import StateSpaceModel
-from ssmkit.models.distributions import moments
+from ssmkit.models.distributions import log_density
 from ssmkit.models.observation import feasible
-from ssmkit.smc.noise import NoiseShape, draw, is_differentiable, noise_shape, score
+from ssmkit.smc.noise import NoiseShape, draw, is_differentiable, noise_shape, place, score
 from ssmkit.typing import Array, Law, PyTree, Scalar
 
 
@@ -120,11 +120,11 @@ def from_proposal(
 
 def _draw_and_score(law: Law, own: Law, noise: Any, dtype: Any) -> tuple[Array, Scalar]:
     x = draw(law, noise, dtype)
-    log_proposal = law.log_prob(x)
+    log_proposal = log_density(law, x)
     if not is_differentiable(law):
         # the score of the draw cancels against the proposal's own gradient
         log_proposal = jax.lax.stop_gradient(log_proposal)
-    return x, own.log_prob(x) - log_proposal
+    return x, log_density(own, x) - log_proposal
 
 
 def from_linearised(
@@ -142,22 +142,20 @@ def from_linearised(
 
     def one(noise: Array) -> tuple[Array, Scalar]:
         law = own()
-        mean, factor = moments(law)
 
         def state(eps: Array) -> Array:
-            flat = mean + (factor * eps if factor.ndim == 1 else factor @ eps)
-            return flat.reshape(law.event_shape).astype(dtype)
+            return place(law, eps.reshape(noise.shape)).astype(dtype)
 
         def log_target(eps: Array) -> Scalar:
             return log_emission(state(eps))
 
         # the proposal is a choice: the gradient is that of the target at fixed noise
-        fixed = jax.lax.stop_gradient
-        centre, precision = fixed(_mode(log_target, noise, proposal.iterations))
-        eps = centre + solve_lower_transposed(precision, noise[:, None])[:, 0]
+        flat = jnp.ravel(noise)
+        found = _mode(log_target, flat, proposal.iterations)
+        centre, precision = jax.lax.stop_gradient(found)
+        eps = centre + solve_lower_transposed(precision, flat[:, None])[:, 0]
         log_det = jnp.sum(jnp.log(jnp.diagonal(precision)))
-        log_ratio = 0.5 * (noise @ noise - eps @ eps) - log_det
-        return state(eps), log_ratio
+        return state(eps), 0.5 * (flat @ flat - eps @ eps) - log_det
 
     return Draw(require_gaussian(own), one)
 

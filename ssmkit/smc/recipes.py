@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.distributions import log_density
 from ssmkit.models.observation import feasible, observed_log_prob
 from ssmkit.smc.feynman_kac import Recipe
 from ssmkit.smc.noise import draw, noise_shape, score
@@ -34,13 +35,13 @@ class Step(NamedTuple):
 
     Attributes:
         t: the time.
-        y: the observation; what ``mask`` excludes is not looked at.
+        y: the observation; what ``mask`` excludes is not looked at. None in a forecast.
         u: the input, or None.
         mask: what of ``y`` is there; None for all of it.
     """
 
     t: Any
-    y: Array | None
+    y: Any
     u: PyTree
     mask: Array | None
 
@@ -64,7 +65,7 @@ def log_emission(model: StateSpaceModel, x: Array, s: Step) -> Scalar:
 
 def log_transition(model: StateSpaceModel) -> Callable[[Array, Array, Any], Scalar]:
     """The log density of a step between two states, in nats."""
-    return lambda before, x, s: own_law(model, before, s).log_prob(x)
+    return lambda before, x, s: log_density(own_law(model, before, s), x)
 
 
 def example_state(model: StateSpaceModel, s: Step, dtype: Any) -> Array:
@@ -160,4 +161,4 @@ def auxiliary(recipe: Recipe, model: StateSpaceModel, lookahead: Lookahead) -> R
 
 def at_the_mean(model: StateSpaceModel, x: Array, y: Array, u: PyTree) -> Scalar:
     """Log density of the observation at the mean of the transition: the usual first stage."""
-    return model.emission(model.transition(x, u).mean, u).log_prob(y)
+    return log_density(model.emission(model.transition(x, u).mean, u), y)

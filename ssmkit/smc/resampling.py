@@ -115,10 +115,11 @@ def selector(scheme: Scheme, threshold: float | Criterion) -> Select:
         key: Key, particles: PyTree, log_weights: Array, log_lookahead: Array | None, s: PyTree
     ) -> Selection:
         count = log_weights.shape[0]
-        log_values = log_weights if log_lookahead is None else log_weights + log_lookahead
-        fixed = jax.lax.stop_gradient(log_values)
-        log_total = log_mean_exp(fixed)
-        weights = jnp.exp(fixed - log_total) / count
+        log_values, log_total = log_weights, 0.0  # weights are scaled to mean one
+        if log_lookahead is not None:
+            log_values = log_weights + log_lookahead
+            log_total = log_mean_exp(jax.lax.stop_gradient(log_values))
+        weights = jnp.exp(jax.lax.stop_gradient(log_values) - log_total) / count
 
         def resample() -> tuple[Array, Array]:
             ancestors = scheme(key, weights).astype(jnp.int32)
@@ -148,5 +149,7 @@ def _criterion(threshold: float | Criterion, weights: Array) -> bool | Bool[Arra
 
 def _decide(decision: bool | Array, resample: Callable, stay: Callable) -> Selection:
     if isinstance(decision, bool):
-        return Selection(*(resample() if decision else stay()), jnp.asarray(decision))
-    return Selection(*jax.lax.cond(decision, resample, stay), decision)
+        ancestors, log_weights = resample() if decision else stay()
+    else:
+        ancestors, log_weights = jax.lax.cond(decision, resample, stay)
+    return Selection(ancestors, log_weights, jnp.asarray(decision))

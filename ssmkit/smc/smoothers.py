@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Particles
 from ssmkit.errors import NotComputed
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.models.distributions import log_density
 from ssmkit.typing import Array, Float, Inputs, Int, Key
 
 SMOOTHERS = ("backward", "backward_mcmc", "genealogy", "fixed_lag")
@@ -99,15 +100,15 @@ class ParticlePaths(eqx.Module):
         before, log_weights = self.states[t], self.log_weights[t]
         here, u = self.model.at(t + 1), input_at(self.us, t + 1)
 
-        def log_density(x: Array, x_after: Array) -> Array:
-            return here.transition(x, u).log_prob(x_after)
+        def log_transition(x: Array, x_after: Array) -> Array:
+            return log_density(here.transition(x, u), x_after)
 
         if self.method == "backward":
             # particles outside, paths inside: the laws are made once for each particle
-            pairs = jax.vmap(jax.vmap(log_density, (None, 0)), (0, None))(before, after)
+            pairs = jax.vmap(jax.vmap(log_transition, (None, 0)), (0, None))(before, after)
             return draw_columns(key, log_weights[:, None] + pairs)
         start = self.ancestors[t + 1][index]
-        each = jax.vmap(log_density)
+        each = jax.vmap(log_transition)
         return _independent_moves(
             key,
             start,
