@@ -21,8 +21,11 @@ from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
 from ssmkit.engines.kalman import Kalman as Kalman
 from ssmkit.engines.nuts import NUTS as NUTS
-from ssmkit.engines.smc import SMC as SMC
 from ssmkit.engines.options import optimizer as optimizer
+from ssmkit.engines.particle_metropolis_hastings import (
+    ParticleMetropolisHastings as ParticleMetropolisHastings,
+)
+from ssmkit.engines.smc import SMC as SMC
 from ssmkit.engines.unscented_kalman import UnscentedKalman as UnscentedKalman
 from ssmkit.evidence import log_evidence as log_evidence
 from ssmkit.forecast import Forecast as Forecast

@@ -189,9 +189,9 @@ def _draws_table(posterior: Posterior) -> pd.DataFrame:
 
 
 def _draw_warnings(report: dict[str, Any]) -> tuple[str, ...]:
-    warnings = []
+    warnings = list(report.get("warnings", ()))
     if report.get("interrupted", False):
-        count = report["sample_stats"]["diverging"].shape[1]
+        count = next(iter(report["sample_stats"].values())).shape[1]
         warnings.append(f"the run was interrupted after {count} draws of each chain")
     if report.get("divergences", 0):
         warnings.append(
@@ -202,4 +202,4 @@ def _draw_warnings(report: dict[str, Any]) -> tuple[str, ...]:
         warnings.append(f"R-hat is up to {report['max_rhat']:.3f}: the chains have not mixed")
     if report.get("min_ess", np.inf) < 100:
         warnings.append(f"effective sample size is down to {report['min_ess']:.0f}")
-    return tuple(warnings)
+    return tuple(dict.fromkeys(warnings))  # an engine may have said the same

@@ -33,6 +33,7 @@ ENGINES = (
     "forward_backward",
     "gradient_fit",
     "nuts",
+    "particle_metropolis_hastings",
 )
 # Upward imports inside functions: the conveniences of a posterior, which anyone may delete, and
 # what would make a circle. Whoever adds one here says why.
