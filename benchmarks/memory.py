@@ -1,7 +1,7 @@
 """Memory of the log evidence without history: it should not grow with the length of the series.
 
-``python memory.py T`` measures one length in a process of its own, so that the peak of resident
-memory is that of this length alone.
+``python memory.py T engine`` measures one length in a process of its own, so that the peak of
+resident memory is that of this length alone.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 LENGTHS = (1_000, 10_000, 100_000)
+KALMAN, SMC = "Kalman", "SMC"
 
 
 class Memory(NamedTuple):
@@ -26,7 +27,7 @@ class Memory(NamedTuple):
     grown: int
 
 
-def measure(T: int) -> Memory:
+def measure(T: int, engine: str = KALMAN) -> Memory:
     import resource
 
     import jax
@@ -39,10 +40,10 @@ def measure(T: int) -> Memory:
 
     *arrays, ys = make_problem(T)
     model, key = sk.models.LinearGaussian(*arrays), jax.random.key(0)
-    ys = jnp.asarray(ys)
+    ys, state_engine = jnp.asarray(ys), getattr(sk, engine)()
 
     def value(model, ys):  # an argument, any of which may be missing: the larger of the two
-        return sk.log_evidence(key, sk.Kalman(), model, ys)
+        return sk.log_evidence(key, state_engine, model, ys)
 
     run = jax.jit(value).lower(model, ys).compile()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -52,15 +53,15 @@ def measure(T: int) -> Memory:
     return Memory(T, int(analysis.temp_size_in_bytes), ys.nbytes, 1024 * (after - before))
 
 
-def measure_apart(lengths: tuple[int, ...] = LENGTHS) -> list[Memory]:
+def measure_apart(engine: str = KALMAN, lengths: tuple[int, ...] = LENGTHS) -> list[Memory]:
     """Measure each length in a fresh process."""
     found = []
     for T in lengths:
-        command = [sys.executable, str(Path(__file__).resolve()), str(T)]
+        command = [sys.executable, str(Path(__file__).resolve()), str(T), engine]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(Memory(*json.loads(result.stdout.splitlines()[-1])))
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(int(sys.argv[1]))))
+    print(json.dumps(measure(int(sys.argv[1]), *sys.argv[2:])))

@@ -1,5 +1,6 @@
 """The benchmark harness at tiny size: values agree with the peers that are there; no timing."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 def benchmarks_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in ("kalman", "timing", "memory", "nile", "startup", "run"):
+    for name in [path.stem for path in FOLDER.glob("*.py")]:
         sys.modules.pop(name, None)
 
 
@@ -58,16 +59,82 @@ def test_repetitions_are_interleaved():
     assert calls == ["a", "b"] * 4
 
 
-def test_a_missing_peer_fails_the_run(tmp_path, monkeypatch):
+def test_what_is_missing_or_wrong_fails_the_run(tmp_path, monkeypatch):
     import datetime
 
-    import kalman
     import run
 
     monkeypatch.setattr(run, "RESULTS", tmp_path)
-    monkeypatch.setattr(kalman, "installed", lambda: {"dynamax": False})
-    assert run.finish(datetime.datetime.now(), ["text"], {}) == 1
-    monkeypatch.setattr(kalman, "installed", lambda: {"dynamax": True})
-    assert run.finish(datetime.datetime.now(), ["text"], {"dynamax": 1e-9}) == 0
-    assert run.finish(datetime.datetime.now(), ["text"], {"dynamax": 1e-3}) == 1
+    now = datetime.datetime.now()
+    assert run.finish(now, ["text"], ["dynamax"], []) == 1
+    assert run.finish(now, ["text"], [], ["dynamax"]) == 1
+    assert "dynamax" in next(tmp_path.iterdir()).read_text(encoding="utf-8")
+    assert run.finish(now, ["text"], [], []) == 0
     assert "dynamax" not in next(tmp_path.iterdir()).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def no_peers(monkeypatch, benchmarks_on_path):
+    import particle_peers
+
+    absent = dict.fromkeys(particle_peers.PEERS, False)
+    monkeypatch.setattr(particle_peers, "installed", lambda: absent)
+
+
+def test_particle_methods_agree_with_the_truth(no_peers):
+    import particle_filters
+
+    found = particle_filters.agreement(T=20, count=200, num_paths=20, num_seeds=6)
+    assert all(a.agrees for a in found if not a.is_missing), [a.cells() for a in found]
+    assert {a.name for a in found if a.is_missing} == {"cuthbert", "particles"}
+    assert "missing" in next(a for a in found if a.is_missing).cells()
+
+
+def test_a_wrong_filter_is_seen(no_peers):
+    import particle_filters
+    import particle_problems
+
+    truth = particle_problems.volatility_truth(particle_problems.volatility_data(20)).log_evidence
+    filters = particle_filters.volatility_filters(20, 200)
+    wrong = {"late": lambda seed: filters["by hand"](seed) + 1.0, "nan": lambda seed: math.nan}
+    found = particle_filters.evidence_agreement("volatility", wrong, truth, 6)
+    assert not any(a.agrees or a.is_missing for a in found)
+
+
+def test_single_updates_are_the_filter(no_peers):
+    import particle_filters
+
+    updates = particle_filters.steps(50)
+    whole = particle_filters.volatility_filters(4, 50)  # of the same data
+    for name, total in (("ssmkit", lambda c: c.log_evidence), ("by hand", lambda c: c[2])):
+        for _ in range(3):
+            carry = updates[name]()
+        assert float(total(carry)) == pytest.approx(float(whole[name](0)), rel=1e-9)
+    assert updates["particles"] is None
+    assert float(updates["empty call"]()) == 0.0
+
+
+def test_particle_targets_of_missing_peers_are_missed(no_peers):
+    import particle_filters as filters
+    import timing
+
+    def rows_of(work, names):
+        there = [timing.Contender(n, lambda: 1.0) for n in names]
+        absent = [timing.Contender(n, None) for n in ("cuthbert", "particles")]
+        return timing.compare(work, there + absent, repetitions=1)
+
+    own = ("ssmkit", filters.FLOAT32, filters.HAND, filters.EMPTY)
+    works = (filters.SMALL, filters.LARGE, filters.LINEAR, filters.EXACT)
+    works += tuple(filters.moves_of(m) for m in filters.MOVES)
+    rows = [row for work in works for row in rows_of(work, own)]
+    found = filters.targets(rows, rows_of(filters.UPDATE, own))
+    assert all(t.met is False for t in found if "cuthbert" in t.figure or "particles" in t.figure)
+    assert any("cuthbert" in t.figure for t in found)
+
+
+def test_exponents_of_growth():
+    import particle_scaling
+
+    assert particle_scaling.exponent((1, 10, 100), (2.0, 20.0, 200.0)) == pytest.approx(1.0)
+    growth = particle_scaling.grow("N", (5, 10), lambda n: lambda seed: n, "nothing")
+    assert growth.sizes == (5, 10) and len(growth.cells()) == len(particle_scaling.HEADER)
