@@ -103,6 +103,13 @@ $(VENV)/.has-%: pyproject.toml $(VENV)/.made
 	$(call install,.[$*])
 	@touch $@ $(VENV)/.has-base
 
+# particles 0.4 declares numpy < 2 and runs on 2: what it needs is in the extra, it comes without.
+$(VENV)/.has-bench: pyproject.toml $(VENV)/.made
+	$(call install,.[bench])
+	@{ [ -x $(RUN)/uv ] && $(RUN)/uv pip install --quiet --python $(RUN)/python --no-deps particles==0.4; } \
+	|| $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps particles==0.4
+	@touch $@ $(VENV)/.has-base
+
 install = @echo "installing $(1) into $(VENV)"; \
 	{ [ -x $(RUN)/uv ] && $(RUN)/uv pip install --quiet --python $(RUN)/python -e '$(1)'; } \
 	|| $(RUN)/python -m pip install --quiet --disable-pip-version-check -e '$(1)'
