@@ -9,6 +9,7 @@ from ssmkit import data as data
 from ssmkit import errors as errors
 from ssmkit import models as models
 from ssmkit import plots as plots
+from ssmkit import smc as smc
 from ssmkit.beliefs import Categorical as Categorical
 from ssmkit.beliefs import Gaussian as Gaussian
 from ssmkit.beliefs import GaussianMixture as GaussianMixture
