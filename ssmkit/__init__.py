@@ -45,5 +45,8 @@ from ssmkit.posterior import Posterior as Posterior
 from ssmkit.serialise import load_posterior as load_posterior
 from ssmkit.smc.proposals import Linearised as Linearised
 from ssmkit.smc.proposals import Proposal as Proposal
+from ssmkit.stream import Stream as Stream
+from ssmkit.stream import load_stream as load_stream
+from ssmkit.stream import stream as stream
 
 __version__ = "0.1.0"

@@ -44,6 +44,7 @@ LATE = {
     ("posterior", "summary"),  # .summary, repr
     ("posterior", "interop.arviz"),  # .to_arviz
     ("posterior", "serialise"),  # .save
+    ("stream.files", "serialise"),  # .save, .load
 }
 
 

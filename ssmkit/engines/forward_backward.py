@@ -8,15 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Categorical, Particles
+from ssmkit.beliefs import Belief, Categorical, Particles
 from ssmkit.engines.options import short_repr
 from ssmkit.errors import EngineError
 from ssmkit.hidden_markov import (
+    FiniteState,
+    FiniteStep,
     categorical_paths,
     filter_finite,
     finite_kernel,
     log_initial_vector,
     predict,
+    step,
 )
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.observation import Mask
@@ -97,6 +100,59 @@ class ForwardBackward:
             "carries": {"belief": steps.filtered},
         }
 
+    def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
+        """Refuse, before compilation, what a stream would get wrong."""
+        self.check(model, us)
+
+    def first(
+        self, key: Key, model: StateSpaceModel, y: Array, u: PyTree, mask: Array | None
+    ) -> tuple[FiniteState, dict[str, Any]]:
+        """The first step of a stream: what it carries, and what the step told."""
+        ys, us, masks = jax.tree.map(lambda a: a[None], (y, u, mask))
+        state, steps = filter_finite(finite_kernel(model, us), ys, us, masks, keep=True)
+        return state, _told(jax.tree.map(lambda a: a[0], steps))
+
+    def advance(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: FiniteState,
+        t: Array,
+        y: Array,
+        u: PyTree,
+        mask: Array | None,
+    ) -> tuple[FiniteState, dict[str, Any]]:
+        """One step of a stream: predict with ``u_t``, condition on ``y_t``."""
+        kernel = finite_kernel(model, jax.tree.map(lambda a: a[None], u))
+        state, report = step(kernel, carry, t, u, y, mask)
+        return state, _told(report)
+
+    def read(self, model: StateSpaceModel, carry: FiniteState, u: PyTree) -> dict[str, Any]:
+        """The belief about the present state, and the log evidence so far, in nats."""
+        return {"filtered": Categorical(carry.belief), "log_evidence": carry.log_evidence}
+
+    def takes_carry_of(self, other: Any) -> bool:
+        """Whether a stream by this engine goes on from what another engine carries."""
+        return isinstance(other, ForwardBackward)
+
+    def begin(
+        self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
+    ) -> FiniteState:
+        """What a stream carries that begins at a belief about the present state.
+
+        Raises:
+            EngineError: the belief is not about a finite state.
+        """
+        if not isinstance(belief, Categorical):
+            raise EngineError(
+                f"{self!r} cannot go on from a belief that is not categorical.",
+                got=type(belief).__name__,
+                expected="a posterior by sk.ForwardBackward()",
+                fix="go on with the engine of the posterior",
+            )
+        seen = log_evidence.astype(belief.log_probabilities.dtype)
+        return FiniteState(belief.log_probabilities, seen, jnp.zeros_like(seen))
+
     def forecast(
         self,
         key: Key,
@@ -131,3 +187,11 @@ class ForwardBackward:
             "states": Categorical(beliefs),
             "observations": Particles(draws, weights, draws.shape[2:]),
         }
+
+
+def _told(report: FiniteStep) -> dict[str, Any]:
+    return {
+        "predicted": Categorical(report.predicted),
+        "log_likelihood": report.log_likelihood,
+        "diagnostics": {},
+    }

@@ -27,6 +27,7 @@ from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import Proposed, Step, at_the_mean, auxiliary, bootstrap, guided
 from ssmkit.smc.resampling import SCHEMES, Criterion, Scheme, multinomial, selector
 from ssmkit.smc.smoothers import ParticlePaths
+from ssmkit.smc.started import started
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
@@ -169,6 +170,12 @@ class SMC:
         smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
         return {"states": (paths.marginals(smooth_key, self.num_paths), paths)}
 
+    def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
+        """Refuse what a stream would get wrong: it does not smooth, or draw a start once begun."""
+        check_options(self)
+        model = started(model, input_at(us, 0)) if begun else model
+        check_model(dataclasses.replace(self, smoother=None), model, us)
+
     def first(
         self, key: Key, model: StateSpaceModel, y: Array, u: PyTree, mask: Array | None
     ) -> tuple[Cloud, dict[str, Any]]:
@@ -188,7 +195,7 @@ class SMC:
         mask: Array | None,
     ) -> tuple[Cloud, dict[str, Any]]:
         """One step of a stream, with the numbers that belong to its time."""
-        s = Step(t, y, u, mask)
+        s, model = Step(t, y, u, mask), started(model, u)
         cloud, report = self.filter(model, s).advance(key, carry, s)
         return cloud, _told(report)
 

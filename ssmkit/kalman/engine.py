@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Gaussian
-from ssmkit.errors import OptionError
+from ssmkit.beliefs import Belief, Gaussian
+from ssmkit.errors import EngineError, OptionError
 from ssmkit.kalman import filter as gaussian_filter
 from ssmkit.kalman.affine import Linearisation
 from ssmkit.kalman.checks import check_gaussian
@@ -25,6 +25,7 @@ from ssmkit.kalman.run import (
     predicted_observations,
 )
 from ssmkit.kalman.smoother import backward_kernels
+from ssmkit.linalg import cholesky_psd
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.observation import Mask
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
@@ -73,11 +74,9 @@ class GaussianEngine(abc.ABC):
         event, state_event = ys.shape[1:], kernel.event_shape
         ys, mask = _flatten(ys), _flatten(mask)
         state, steps = filter_series(kernel, ys, us, mask, keep=keep == "all")
-        flat = flat_posterior(state.evidence[0].gram)
-        last = resolve(state.means, kernel.form.covariance(state.spread), flat)
         parts: dict[str, Any] = {
             "log_evidence": log_evidence_of(state),
-            "final": Gaussian(*last, state_event),
+            "final": _belief(kernel, state),
             "carry": state,
         }
         if steps is None:
@@ -92,6 +91,74 @@ class GaussianEngine(abc.ABC):
             "states": (Gaussian(*paths.marginals(), state_event), paths),
             "carries": {"means": steps.filtered[0], "spread": steps.filtered[1]},
         }
+
+    def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
+        """Refuse, before compilation, what a stream would get wrong."""
+        self.check(model, us)
+
+    def first(
+        self, key: Key, model: StateSpaceModel, y: Array, u: PyTree, mask: Array | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """The first step of a stream: what it carries, and what the step told."""
+        ys, us, masks = jax.tree.map(lambda a: a[None], (y, u, mask))
+        kernel = self._kernel(model, ys, us)
+        state, steps = filter_series(kernel, _flatten(ys), us, _flatten(masks), keep=True)
+        steps: Any = steps
+        report = jax.tree.map(lambda a: a[0], steps)
+        before = jnp.zeros_like(report.gram)
+        return state, _told(kernel, before, report, log_likelihood(steps)[0])
+
+    def advance(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: Any,
+        t: Array,
+        y: Array,
+        u: PyTree,
+        mask: Array | None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """One step of a stream: predict with ``u_t``, condition on ``y_t``."""
+        kernel = self._kernel(model, *jax.tree.map(lambda a: a[None], (y, u)))
+        flat = None if mask is None else mask.ravel()
+        y = y.ravel().astype(carry.means.dtype)
+        state, report = gaussian_filter.step(kernel, carry, t, u, y, flat)
+        if report.gram.shape[-1] == 1:
+            gain = log_likelihood(jax.tree.map(lambda a: a[None], report))[0]
+        else:  # flat directions: what was seen before is seen in another light
+            gain = log_evidence_of(state) - log_evidence_of(carry)
+        return state, _told(kernel, carry.evidence[0].gram, report, gain)
+
+    def read(self, model: StateSpaceModel, carry: Any, u: PyTree) -> dict[str, Any]:
+        """The belief about the present state, and the log evidence so far, in nats."""
+        kernel = self._kernel(model, carry.means, jax.tree.map(lambda a: a[None], u))
+        return {"filtered": _belief(kernel, carry), "log_evidence": log_evidence_of(carry)}
+
+    def takes_carry_of(self, other: Any) -> bool:
+        """Whether a stream by this engine goes on from what another engine carries."""
+        return isinstance(other, GaussianEngine) and other._form_name == self._form_name
+
+    def begin(
+        self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
+    ) -> Any:
+        """What a stream carries that begins at a belief about the present state.
+
+        Raises:
+            EngineError: the belief is not normal.
+        """
+        if not isinstance(belief, Gaussian):
+            raise EngineError(
+                f"{self!r} cannot go on from a belief that is not normal.",
+                got=type(belief).__name__,
+                expected="the posterior of a Gaussian engine",
+                fix="go on with the engine of the posterior, or with sk.SMC()",
+            )
+        form = self._kernel(model, belief.location, jax.tree.map(lambda a: a[None], u)).form
+        spread = form.noise(cholesky_psd(belief.covariance))
+        zero = jnp.zeros((), spread.dtype)
+        nothing = gaussian_filter.Evidence(jnp.zeros((1, 1), spread.dtype), zero)
+        seen = nothing._replace(log_norm=log_evidence.astype(spread.dtype))
+        return gaussian_filter.GaussianState(belief.location[:, None], spread, (seen, nothing))
 
     def forecast(
         self,
@@ -136,6 +203,23 @@ class GaussianEngine(abc.ABC):
         law = kernel.conditional("emission", t, u)
         used = kernel.rule(law, state.means[:, 0], factor)
         return used.matrix, used.offset, used.covariance
+
+
+def _belief(kernel: Any, state: Any) -> Gaussian:
+    flat = flat_posterior(state.evidence[0].gram)
+    mean, covariance = resolve(state.means, kernel.form.covariance(state.spread), flat)
+    return Gaussian(mean, covariance, kernel.event_shape)
+
+
+def _told(kernel: Any, gram: Array, report: Any, log_likelihood: Scalar) -> dict[str, Any]:
+    """What one step tells; ``gram`` is of the evidence before it."""
+    means, spread = report.predicted
+    predicted = resolve(means, kernel.form.covariance(spread), flat_posterior(gram))
+    return {
+        "predicted": Gaussian(*predicted, kernel.event_shape),
+        "log_likelihood": log_likelihood,
+        "diagnostics": {},
+    }
 
 
 def _flatten(a: Any) -> Any:

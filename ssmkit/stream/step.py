@@ -1,0 +1,269 @@
+"""The compiled step of a stream.
+
+A stream has one lane, one for each parameter draw, or one for each series of a bank. Every lane
+takes the engine's own step, the one that the offline filters scan. What a step cannot use leaves
+no trace: a lane that comes out of it broken takes the step again with nothing observed, inside
+the same compiled function and only then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+
+from ssmkit.beliefs import Labels, mix
+from ssmkit.linalg import compensated_add
+from ssmkit.smc.weights import effective_sample_size
+from ssmkit.stream.mixture import over_time
+from ssmkit.typing import Array, Bool, Inputs, Int, PyTree, Scalar
+
+ONE, DRAWS, SERIES = "one", "draws", "series"
+
+
+class State(NamedTuple):
+    """What goes from step to step.
+
+    Attributes:
+        t: the time of the next observation.
+        carry: what the engine carries, with the lanes in front if there are several; None before
+            the first observation.
+        log_weights: normalised log weights of the parameter draws ``(K,)``, or None.
+        evidence: of parameter draws: log evidence in nats, and the rounding error it owes; None
+            where the engine's carry has it.
+        skipped: how many steps were of no use, ``()`` or ``(B,)``.
+    """
+
+    t: Int[Array, ""]
+    carry: PyTree
+    log_weights: Any
+    evidence: Any
+    skipped: Int[Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a step is compiled for; equal for streams that can share it.
+
+    Attributes:
+        engine: the state engine.
+        structure: of the model's arrays.
+        static: leaves and structure of the rest of the model.
+        lanes: ``"one"``, ``"draws"`` or ``"series"``.
+        impl: implementation of the random keys.
+        names: of the state's coordinates.
+        by_coordinate: whether single coordinates of an observation can be missing.
+    """
+
+    engine: Any
+    structure: Any
+    static: tuple[tuple[Any, ...], Any]
+    lanes: str
+    impl: str
+    names: tuple[str, ...] | None
+    by_coordinate: bool
+
+    def model(self, arrays: tuple[Array, ...]) -> Any:
+        """Put the model together again."""
+        leaves, structure = self.static
+        static = jax.tree.unflatten(structure, leaves)
+        return eqx.combine(jax.tree.unflatten(self.structure, arrays), static)
+
+    def key(self, data: Array) -> Array:
+        """A typed key from its data."""
+        return jax.random.wrap_key_data(data, impl=self.impl)
+
+    def over_lanes(self, one: Callable, owners: str) -> Callable:
+        """Lift a function of one lane; arguments are of the l(ane), m(odel) or d(ata)."""
+        if self.lanes == ONE:
+            return one
+        axes = {"l": 0, "m": 0 if self.lanes == DRAWS else None}
+        axes["d"] = 0 if self.lanes == SERIES else None
+        return jax.vmap(one, in_axes=tuple(axes[owner] for owner in owners))
+
+
+class Fixed(NamedTuple):
+    """Arguments of every step that stay: the model's arrays, and data of keys by lane."""
+
+    arrays: tuple[Array, ...]
+    key: Array
+
+
+class Compiled(NamedTuple):
+    """The jitted functions of a stream."""
+
+    step: Callable[..., Any]
+    many: Callable[..., Any]
+    ahead: Callable[..., Any]
+
+
+def partition(model: Any) -> tuple[tuple[Array, ...], Any, tuple[tuple[Any, ...], Any]]:
+    """Split a model into arrays, their structure, and what is static."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+    leaves, structure = jax.tree.flatten(arrays)
+    rest, static_structure = jax.tree.flatten(static)
+    return tuple(leaves), structure, (tuple(rest), static_structure)
+
+
+@lru_cache(maxsize=256)
+def compiled(setup: Setup) -> Compiled:
+    """The jitted functions; streams of equal setup share them."""
+    return Compiled(
+        jax.jit(partial(step, setup)),
+        jax.jit(partial(many, setup)),
+        jax.jit(partial(ahead, setup), static_argnames="num_steps"),
+    )
+
+
+def take_step(
+    setup: Setup, fixed: Fixed, state: State, y: Array, u: PyTree, mask: Array | None
+) -> tuple[State, dict[str, Any]]:
+    """One step: the new state, and what it told.
+
+    A running statistic can be updated from what is told, the model and ``y``, in the same jit.
+
+    Returns:
+        The state, and ``filtered`` and ``predicted`` beliefs about the state (by parameter draw
+        the second), ``log_likelihood`` in nats (−inf where the step was of no use), the
+        ``log_evidence`` of all so far, ``diagnostics``.
+    """
+    carry, told, good = _moved(setup, fixed, state, y, u, mask)
+    told = told | {"log_likelihood": jnp.where(good, told["log_likelihood"], -jnp.inf)}
+
+    def read(arrays: tuple[Array, ...], carry: PyTree, u: PyTree) -> dict[str, Any]:
+        return setup.engine.read(setup.model(arrays), carry, u)
+
+    seen = setup.over_lanes(read, "mld")(fixed.arrays, carry, u)
+    after = State(state.t + 1, carry, None, None, state.skipped)
+    if setup.lanes == DRAWS:
+        after, told = _reweigh(state, after, told)
+        filtered = mix(seen["filtered"], after.log_weights)
+    else:
+        after = after._replace(skipped=state.skipped + (~good).astype(jnp.int32))
+        filtered, told = seen["filtered"], told | {"log_evidence": seen["log_evidence"]}
+    return _settled(after), told | {"filtered": filtered.labelled(Labels(None, setup.names))}
+
+
+def _moved(
+    setup: Setup, fixed: Fixed, state: State, y: Array, u: PyTree, mask: Array | None
+) -> tuple[PyTree, dict[str, Any], Bool[Array, ...]]:
+    """The engine's step in every lane, again with nothing observed where it came out broken."""
+
+    def one(key: Array, arrays: Any, carry: PyTree, y: Array, u: PyTree, mask: Any) -> Any:
+        model = setup.model(arrays)
+        if carry is None:
+            after, told = setup.engine.first(setup.key(key), model, y, u, mask)
+        else:
+            step = setup.engine.advance
+            after, told = step(setup.key(key), model, carry, state.t, y, u, mask)
+            after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, carry)
+        return _settled(after), _settled(told), _is_good(after, told["log_likelihood"])
+
+    def attempt(mask: Array | None) -> Any:
+        run = setup.over_lanes(one, "lmlddd")
+        return run(fixed.key, fixed.arrays, state.carry, y, u, mask)
+
+    carry, told, good = attempt(mask)
+    predicted = told.pop("predicted")  # the same, whatever was observed
+
+    def repaired() -> tuple[PyTree, dict[str, Any]]:
+        lead = good.shape if setup.lanes == SERIES else ()
+        shape = y.shape if setup.by_coordinate else lead
+        moved, quiet, is_fine = attempt(jnp.zeros(shape, bool))
+        del quiet["predicted"]
+        if state.carry is not None:
+            moved = _select(is_fine, moved, state.carry)
+        return _select(good, carry, moved), _select(good, told, quiet)
+
+    carry, told = jax.lax.cond(jnp.all(good), lambda: (carry, told), repaired)
+    return carry, told | {"predicted": predicted}, good
+
+
+def _is_good(carry: PyTree, log_likelihood: Scalar) -> Bool[Array, ""]:
+    good = jnp.isfinite(log_likelihood)
+    for leaf in jax.tree.leaves(carry):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size:
+            good = good & ~jnp.isnan(jnp.max(leaf))  # which is nan where any entry is
+    return good
+
+
+def _select(which: Array, yes: PyTree, no: PyTree) -> PyTree:
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(which.reshape(which.shape + (1,) * (a.ndim - which.ndim)), a, b)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def _reweigh(before: State, after: State, told: dict[str, Any]) -> tuple[State, dict[str, Any]]:
+    """Parameter draws count by how well they predicted; when none could, nothing changes."""
+    raw = before.log_weights + told["log_likelihood"]
+    total = logsumexp(raw)
+    alive = jnp.isfinite(total)
+    log_weights = jnp.where(alive, raw - total, before.log_weights)
+    evidence = compensated_add(before.evidence, jnp.where(alive, total, 0.0))
+    skipped = before.skipped + (~alive).astype(jnp.int32)
+    after = after._replace(log_weights=log_weights, evidence=evidence, skipped=skipped)
+    effective = {"effective_draws": effective_sample_size(log_weights)}
+    diagnostics = told["diagnostics"] | effective
+    told = told | {"log_likelihood": total, "log_evidence": evidence[0]}
+    return after, told | {"diagnostics": diagnostics}
+
+
+def _settled(tree: PyTree) -> PyTree:
+    """Strong types only: a weak one would compile the next step anew."""
+    return jax.tree.map(lambda a: jnp.asarray(a).astype(jnp.result_type(a)), tree)
+
+
+def step(
+    setup: Setup, fixed: Fixed, state: State, y: Array, u: PyTree, mask: Array | None
+) -> tuple[State, dict[str, Any], Any]:
+    """One step: the new state, its diagnostics, and the belief about the present state."""
+    state, told = take_step(setup, fixed, state, y, u, mask)
+    last = {name: told[name] for name in ("log_likelihood", "log_evidence")}
+    return state, told["diagnostics"] | last, told["filtered"]
+
+
+def many(
+    setup: Setup, fixed: Fixed, state: State, ys: Array, us: Inputs, mask: Array | None
+) -> tuple[State, dict[str, Any], Any]:
+    """A scan of `step`; beliefs have the axis of time, behind that of a bank's series."""
+    rows = (ys, us, mask)
+    if setup.lanes == SERIES:
+        rows = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), rows)
+    head = None
+    if state.carry is None:
+        state, *head = step(setup, fixed, state, *jax.tree.map(lambda a: a[0], rows))
+        rows = jax.tree.map(lambda a: a[1:], rows)
+
+    def body(state: State, row: tuple) -> tuple[State, list]:
+        state, *told = step(setup, fixed, state, *row)
+        return state, told
+
+    state, told = jax.lax.scan(body, state, rows)
+    if head is not None:
+        told = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), head, told)
+    last, beliefs = jax.tree.map(lambda a: a[-1], told[0]), told[1]
+    if setup.lanes == SERIES:
+        beliefs = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), beliefs)
+    return state, last, over_time(beliefs)
+
+
+def ahead(
+    setup: Setup, fixed: Fixed, state: State, us: Inputs, *, num_steps: int
+) -> dict[str, Any]:
+    """Beliefs about the next states and observations."""
+
+    def one(key: Array, arrays: Any, carry: PyTree, us: Inputs) -> dict[str, Any]:
+        model, key = setup.model(arrays), setup.key(key)
+        return setup.engine.forecast(key, model, carry, state.t, num_steps, us)
+
+    parts = setup.over_lanes(one, "lmld")(fixed.key, fixed.arrays, state.carry, us)
+    if setup.lanes == DRAWS:
+        parts = {name: mix(belief, state.log_weights) for name, belief in parts.items()}
+    return parts

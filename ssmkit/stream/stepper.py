@@ -1,0 +1,97 @@
+"""The engine room of a stream: what it is of, what it has seen, and its compiled functions."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssmkit.beliefs import Belief
+from ssmkit.errors import EngineError, NonFiniteError, NotComputed
+from ssmkit.stream.begin import Seen, Source
+from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs
+from ssmkit.stream.step import Compiled, Fixed, compiled, partition
+from ssmkit.typing import Inputs, PyTree
+
+
+class Stepper:
+    """Runs the compiled functions; what it has seen changes only when all went well."""
+
+    def __init__(self, source: Source, seen: Seen) -> None:
+        """Hold what the stream is of, and what it has seen."""
+        self.source, self.seen = source, seen
+
+    def step(self, name: str, y: Any, u: PyTree, observed: Any, more: tuple[int, ...]) -> Belief:
+        """Take one observation (``"step"``), or the number ``more`` of them (``"many"``)."""
+        source, seen, count = self.source, self.seen, *(more or (1,))
+        lead = source.lead + more
+        spec = seen.spec
+        if spec is None:
+            spec = spec_of(source.engine, source.one_model, y, u, len(lead), begun=False)
+        row = take(spec, y, u, observed, lead)
+        self.require_parameters(count)
+        after, last, belief = self._call(name, spec, row)
+        seen.state, seen.last, seen.spec = after, last, spec
+        seen.time += count
+        return belief
+
+    def _call(self, name: str, spec: Spec, row: Row) -> tuple[Any, Any, Any]:
+        if self.seen.spec is not None:
+            return getattr(self._functions, name)(self._fixed, self.seen.state, *row)
+        functions = compiled(self.source.setup(spec))
+        told = getattr(functions, name)(self._fixed, self.seen.state, *row)
+        _require_start(told[0].carry)
+        return told
+
+    def predict(self, num_steps: int, us: Inputs) -> dict[str, Any]:
+        """Beliefs about the next states and observations."""
+        source, spec = self.source, self.seen.spec
+        if spec is None:
+            raise NotComputed(
+                "nothing has been seen yet.",
+                fix="stream.update(y) first; sk.simulate(key, model, num_steps) draws from a model",
+            )
+        self.require_parameters(num_steps)
+        us = take_inputs(spec, us, (*source.lead, num_steps))
+        fixed = self._fixed._replace(key=source.lane_keys("forecasting"))
+        return self._functions.ahead(fixed, self.seen.state, us, num_steps=num_steps)
+
+    def require_parameters(self, count: int) -> None:
+        """Refuse steps for which the model has no parameters.
+
+        Raises:
+            EngineError: they end before.
+        """
+        if self._num_steps is not None and self.seen.time + count > self._num_steps:
+            raise EngineError(
+                "the model's parameters end before this step.",
+                got=f"time {self.seen.time + count - 1}, counted from 0",
+                expected=f"times below {self._num_steps}, for which the model has parameters",
+                fix="a model with longer parameter arrays, or one that does not change with time",
+            )
+
+    @cached_property
+    def _functions(self) -> Compiled:
+        spec: Any = self.seen.spec
+        return compiled(self.source.setup(spec))
+
+    @cached_property
+    def _fixed(self) -> Fixed:
+        return Fixed(partition(self.source.model)[0], self.source.lane_keys("time"))
+
+    @cached_property
+    def _num_steps(self) -> int | None:
+        return self.source.one_model.num_steps
+
+
+def _require_start(carry: PyTree) -> None:
+    """A first belief that is not a number stays so; later ones fall back on the last good one."""
+    leaves = [np.asarray(a) for a in jax.tree.leaves(carry)]
+    if any(np.isnan(a).any() for a in leaves if a.dtype.kind == "f"):
+        raise NonFiniteError(
+            "the belief about the first state is not a number, whatever is observed.",
+            expected="an initial law with finite parameters",
+            fix="look for nan in the parameters or inputs",
+        )

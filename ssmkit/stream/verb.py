@@ -1,0 +1,80 @@
+"""The verbs: begin a stream, or read one from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ssmkit import keys
+from ssmkit.infer import _fixed_model
+from ssmkit.posterior import Posterior
+from ssmkit.stream.begin import at_nothing, at_posterior, check_engine
+from ssmkit.stream.files import read_stream
+from ssmkit.stream.live import Stream
+from ssmkit.typing import Key
+from ssmkit.validation import as_target, refuse_tracers
+
+
+def stream(key: Key | int, engine: Any, target: Any, num_series: int | None = None) -> Stream:
+    """Take observations one at a time, by the step that `infer` scans.
+
+    Args:
+        key: a typed random key, or an integer seed; with the key of `infer`, its numbers.
+        engine: a state engine: ``sk.Kalman()``, ``sk.SMC()``, …
+        target: a model, a program without free sites, or the posterior of one series. A posterior
+            is gone on from at its last time, with its parameters; where there are several draws of
+            them, each keeps a filter of its own and counts by how well it predicts. An engine
+            other than that of the posterior begins at its last belief.
+        num_series: number of series of a bank, stepped side by side; None for one series.
+
+    Returns:
+        A `Stream`.
+
+    Raises:
+        RandomKeyError: ``key`` is no key.
+        EngineError: no state engine, the posterior of a batch, or an engine that cannot begin
+            where the posterior ends.
+        ParameterError: a program with free sites.
+        OptionError: an impossible number of series.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> nile, model = sk.data.load("nile"), sk.models.LocalLevel(1469.0, 15099.0)
+        >>> flow = sk.stream(1, sk.SMC(num_particles=500), sk.infer(0, sk.Kalman(), model, nile))
+        >>> belief = flow.update(740.0)
+        >>> flow.time, flow.evidence_kind
+        (101, 'unbiased')
+    """
+    refuse_tracers("stream", key, target)
+    key = keys.as_key(key)
+    check_engine(engine)
+    if isinstance(target, Posterior):
+        return Stream(*at_posterior(key, engine, target, num_series))
+    model = _fixed_model(engine, as_target(target))
+    return Stream(*at_nothing(key, engine, model, num_series))
+
+
+def load_stream(path: str | Path, using: Iterable[Any] = ()) -> Stream:
+    """Read a stream that goes on, bit for bit, where the saved one was.
+
+    Args:
+        path: the file that `Stream.save` wrote.
+        using: model classes and functions of your own that the file refers to; nothing in a file
+            is run.
+
+    Raises:
+        SaveError: a damaged file, one of another version or of something else, or a class or
+            function that was not handed over.
+
+    Example:
+        >>> import tempfile, pathlib, ssmkit as sk
+        >>> flow = sk.stream(0, sk.Kalman(), sk.models.LocalLevel(1469.0, 15099.0))
+        >>> belief = flow.update(1120.0)
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> again = load_stream(flow.save(pathlib.Path(folder.name) / "nile.stream"))
+        >>> bool((again.update(1160.0).mean() == flow.update(1160.0).mean()).all())
+        True
+        >>> folder.cleanup()
+    """
+    return Stream(*read_stream(path, using))
