@@ -14,11 +14,12 @@ import timing
 from targets import Target, ratio_target
 from timing import OURS, Contender
 
-FLOAT32, NO_GAPS, HAND, EMPTY = "ssmkit, float32", "ssmkit, no gaps", "by hand", "empty call"
+FLOAT32, NO_GAPS, HAND = "ssmkit, float32", "ssmkit, no gaps", "by hand"
+BARE, EMPTY = "ssmkit, the step alone", "empty call"
 SMALL, LARGE, LINEAR = "filter, N=1,000", "filter, N=100,000", "filter, D=4, M=2"
 EXACT, UPDATE = "backward, exact", "one update"
 MOVES = (1, 5)  # what particles does when not told, and what we do
-REPETITIONS = 7
+REPETITIONS, FEWEST = 7, 5
 LIMIT = 4.0  # standard errors
 PIECE = 5  # paths of the slowest smoother, of 100
 CALLS = 200
@@ -77,14 +78,14 @@ def linear_filters(T: int, count: int) -> dict[str, peers.Seeded | None]:
 def smoothers(T: int, count: int, num_paths: int) -> dict[str, dict[str, peers.Seeded | None]]:
     """Who samples backwards, from a history that is there before the clock runs."""
     ys, there = problems.volatility_data(T), peers.installed()
-    mine = peers.our_history(ys, count)
     makers = {
         "cuthbert": (peers.cuthbert_history, peers.cuthbert_paths),
         "particles": (peers.particles_history, peers.particles_paths),
     }
-    found = {EXACT: {OURS: peers.our_paths(mine, "backward", 1, num_paths)}}
+    found = {EXACT: {OURS: peers.our_paths(ys, count, "backward", 1, num_paths)}}
     for moves in MOVES:
-        found[moves_of(moves)] = {OURS: peers.our_paths(mine, "backward_mcmc", moves, num_paths)}
+        mine = peers.our_paths(ys, count, "backward_mcmc", moves, num_paths)
+        found[moves_of(moves)] = {OURS: mine}
     for name, (make_history, make_paths) in makers.items():
         history = make_history(ys, count) if there[name] else None
         for work, moves in zip(found, (None, *MOVES), strict=True):
@@ -98,7 +99,8 @@ def steps(count: int) -> dict[str, Callable[[], Any] | None]:
     """One update at a time: the carry goes in and comes out, and is waited for."""
     ys, there = problems.volatility_data(1000), peers.installed()
     return {
-        OURS: particle_steps.our_step(ys, count),
+        OURS: particle_steps.our_stream(ys, count),
+        BARE: particle_steps.our_step(ys, count),
         HAND: particle_steps.step_by_hand(problems.volatility(ys), count),
         "particles": particle_steps.particles_step(ys, count) if there["particles"] else None,
         "cuthbert": particle_steps.cuthbert_step(ys, count) if there["cuthbert"] else None,
@@ -194,7 +196,7 @@ def time_filters(say: Callable[[str], None]) -> list[timing.Row]:
         say(f"particles: {work}")
         remarks = {"particles": (100 / PIECE, f"measured for {PIECE} paths, scaled")}
         contenders = at_seed(runs, remarks if work == EXACT else None)
-        rows += timing.compare(work, contenders, 5)
+        rows += timing.compare(work, contenders, FEWEST)
     return rows
 
 
@@ -226,8 +228,13 @@ def targets(rows: list[timing.Row], updates: list[timing.Row]) -> list[Target]:
         *(against(moves_of(num_moves), "particles", 1.0) for num_moves in MOVES),
         against(moves_of(MOVES[-1]), "cuthbert", None),
     ]
-    mine = timing.find(updates, UPDATE)
-    for name, limit in ((HAND, 1.3), ("particles", None), ("cuthbert", None), (EMPTY, None)):
-        theirs = timing.find(updates, UPDATE, name)
-        found.append(ratio_target(f"{UPDATE}: {OURS} / {name}", mine, theirs, limit, "µs"))
+    for mine, name, limit in (
+        (OURS, HAND, 1.3),
+        (BARE, HAND, 1.3),
+        (OURS, "particles", None),
+        (OURS, "cuthbert", None),
+        (OURS, EMPTY, None),
+    ):
+        rows = [timing.find(updates, UPDATE, n) for n in (mine, name)]
+        found.append(ratio_target(f"{UPDATE}: {mine} / {name}", *rows, limit, "µs"))
     return found

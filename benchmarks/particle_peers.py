@@ -14,8 +14,6 @@ import numpy as np
 from particle_problems import MEAN, PERSISTENCE, SCALE, STATIONARY
 
 import ssmkit as sk
-from ssmkit.smc.recipes import Step
-from ssmkit.smc.smoothers import ParticlePaths
 
 PEERS = ("cuthbert", "particles")
 Seeded = Callable[[int], Any]
@@ -44,29 +42,21 @@ def ours(model: Any, ys: np.ndarray, count: int, dtype: Any = float, gaps: bool 
     return lambda seed: run(jax.random.key(seed), model, ys)
 
 
-def our_history(ys: np.ndarray, count: int) -> Seeded:
-    """States, log weights and ancestors of a whole run; of a seed that was seen, the same."""
-    engine, ys = sk.SMC(num_particles=count), jnp.asarray(ys)
-    model = jax.tree.map(jnp.asarray, volatility_model())
+def our_paths(ys: np.ndarray, count: int, smoother: str, moves: int, num_paths: int) -> Seeded:
+    """Backward sampling from the history of a run, which is kept for every seed."""
+    engine = sk.SMC(num_particles=count, smoother=smoother, num_moves=moves)
+    model, ys = jax.tree.map(jnp.asarray, volatility_model()), jnp.asarray(ys)
 
     @jax.jit
     def run(key: Any, model: Any, ys: Any) -> Any:
-        particle_filter = engine.filter(model, Step(0, ys[0], None, None))
-        steps = particle_filter.run(key, (ys, None, None), keep=True)[1]
-        return steps.states, steps.log_weights, steps.ancestors
-
-    return cache(lambda seed: jax.block_until_ready(run(jax.random.key(seed), model, ys)))
-
-
-def our_paths(history: Seeded, method: str, num_moves: int, num_paths: int) -> Seeded:
-    """Backward sampling from a history."""
-    model = jax.tree.map(jnp.asarray, volatility_model())
+        return engine.infer(key, model, ys, None, None, "all")["states"][1]  # the law of a path
 
     @jax.jit
-    def sample(key: Any, history: Any, model: Any) -> Any:
-        return ParticlePaths(*history, model, None, method, num_moves, 0).sample(key, num_paths)
+    def sample(key: Any, paths: Any) -> Any:
+        return paths.sample(key, num_paths)
 
-    return lambda seed: sample(jax.random.key(1000 + seed), history(seed), model)
+    history = cache(lambda seed: jax.block_until_ready(run(jax.random.key(seed), model, ys)))
+    return lambda seed: sample(jax.random.key(1000 + seed), history(seed))
 
 
 def cuthbert_rule(count: int) -> Any:

@@ -17,6 +17,12 @@ import ssmkit as sk
 from ssmkit.smc.recipes import Step
 
 
+def our_stream(ys: np.ndarray, count: int) -> Callable[[], Any]:
+    """``update`` of a stream: its checks of what comes in, the step, and the belief about it."""
+    flow = sk.stream(0, sk.SMC(num_particles=count), volatility_model())
+    return Stepper(flow.update(ys[0]), lambda belief, t, y: flow.update(y), ys)
+
+
 def our_step(ys: np.ndarray, count: int) -> Callable[[], Any]:
     """One step of the filter under jit; everything it needs is an argument."""
     engine, key = sk.SMC(num_particles=count), jax.random.key(0)

@@ -32,13 +32,14 @@ def main() -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_x64", True)
     begun = datetime.datetime.now()
-    sections = [heading(begun)]
-    say("do the peers agree?")
-    differences = kalman.disagreement(kalman.make_problem(200))
-    sections.append(agreement_section(differences))
-    rows = time_kalman()
-    sections.append("## Kalman, D=4, M=2, T=10,000, float64\n\n" + table_of(rows))
-    shown, wrong, promised = particle_sections()
+    with timing.one_core() as is_alone:
+        sections = [heading(begun, is_alone)]
+        say("do the peers agree?")
+        differences = kalman.disagreement(kalman.make_problem(200))
+        sections.append(agreement_section(differences))
+        rows = time_kalman()
+        sections.append("## Kalman, D=4, M=2, T=10,000, float64\n\n" + table_of(rows))
+        shown, wrong, promised = particle_sections()
     sections += shown
     say("memory")
     found = {engine: memory.measure_apart(engine) for engine in (memory.KALMAN, memory.SMC)}
@@ -85,7 +86,7 @@ def say(text: str) -> None:
     print(f"… {text}", file=sys.stderr, flush=True)
 
 
-def heading(begun: datetime.datetime) -> str:
+def heading(begun: datetime.datetime, is_alone: bool) -> str:
     versions = []
     for name in VERSIONS:
         try:
@@ -97,9 +98,9 @@ def heading(begun: datetime.datetime) -> str:
         f"# Benchmarks, {begun:%Y-%m-%d %H:%M}\n\n"
         f"CPU, float64. {processor()}, {os.cpu_count()} cores, load {load:.1f} at the start; "
         f"{platform.system()}, Python {platform.python_version()}.\n{', '.join(versions)}.\n\n"
-        f"Medians of {timing.REPETITIONS} interleaved repetitions; compilation is in the first "
-        "call only. Ratios are of CPU time, which other processes disturb less; below 1.5 call "
-        "it a tie."
+        f"Medians of {particle_filters.FEWEST} to {timing.REPETITIONS} interleaved repetitions"
+        f"{', kept to one core' if is_alone else ''}; compilation is in the first call only. "
+        "Ratios are of CPU time, which other processes disturb less; below 1.5 call it a tie."
     )
 
 

@@ -2,13 +2,15 @@
 
 Repetitions are interleaved (A, B, C, A, B, C, …), so that a machine that slows down slows down
 everybody. CPU time is measured next to wall time, since another process in the way adds only to
-the latter; ratios are of CPU time.
+the latter; ratios are of CPU time. `one_core` makes it the time of the work alone.
 """
 
+import contextlib
 import dataclasses
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -64,6 +66,24 @@ class Row:
 HEADER = ["work", "library", "wall ms", "CPU ms", "first call s", "CPU / ours", "remark"]
 
 
+@contextlib.contextmanager
+def one_core() -> Iterator[bool]:
+    """Keep to one core, where the system can; to be entered before jax has a backend.
+
+    XLA shares even small loops out to helper threads, which wait for the next one in a busy loop:
+    that doubles the CPU time of a particle filter on two cores, and makes it no faster.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield False
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield True
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def once(run: Callable[[], Any]) -> tuple[float, float]:
     """Wall and CPU seconds of one call, results waited for."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -79,7 +99,7 @@ def compare(work: str, contenders: list[Contender], repetitions: int = REPETITIO
     for _ in range(repetitions):
         for c in present:
             samples[c.name].append(once(c.run))
-    base = statistics.median(cpu for _, cpu in samples[contenders[0].name])
+    base = contenders[0].scale * statistics.median(p for _, p in samples[contenders[0].name])
     rows = []
     for c in contenders:
         if c.run is None:

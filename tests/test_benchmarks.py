@@ -106,10 +106,12 @@ def test_single_updates_are_the_filter(no_peers):
 
     updates = particle_filters.steps(50)
     whole = particle_filters.volatility_filters(4, 50)  # of the same data
-    for name, total in (("ssmkit", lambda c: c.log_evidence), ("by hand", lambda c: c[2])):
-        for _ in range(3):
-            carry = updates[name]()
-        assert float(total(carry)) == pytest.approx(float(whole[name](0)), rel=1e-9)
+    bare, hand = particle_filters.BARE, particle_filters.HAND
+    for _ in range(3):
+        cloud, carry, belief = (updates[name]() for name in (bare, hand, "ssmkit"))
+    assert float(cloud.log_evidence) == pytest.approx(float(whole["ssmkit"](0)), rel=1e-9)
+    assert float(carry[2]) == pytest.approx(float(whole[hand](0)), rel=1e-9)
+    assert belief.log_weights.shape == (50,)
     assert updates["particles"] is None
     assert float(updates["empty call"]()) == 0.0
 
@@ -123,7 +125,7 @@ def test_particle_targets_of_missing_peers_are_missed(no_peers):
         absent = [timing.Contender(n, None) for n in ("cuthbert", "particles")]
         return timing.compare(work, there + absent, repetitions=1)
 
-    own = ("ssmkit", filters.FLOAT32, filters.HAND, filters.EMPTY)
+    own = ("ssmkit", filters.FLOAT32, filters.HAND, filters.BARE, filters.EMPTY)
     works = (filters.SMALL, filters.LARGE, filters.LINEAR, filters.EXACT)
     works += tuple(filters.moves_of(m) for m in filters.MOVES)
     rows = [row for work in works for row in rows_of(work, own)]
