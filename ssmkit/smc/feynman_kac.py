@@ -119,7 +119,12 @@ def draw_noise(key: Key, num_particles: int, shape: tuple[int, ...] | None, dtyp
 
 
 def first(
-    recipe: Recipe, key: Key, num_particles: int, s: PyTree, dtype: Any = None
+    recipe: Recipe,
+    key: Key,
+    num_particles: int,
+    s: PyTree,
+    dtype: Any = None,
+    pin: Callable[[PyTree, PyTree], PyTree] | None = None,
 ) -> tuple[Cloud, StepReport]:
     """Draw the cloud at the first time and weigh it.
 
@@ -129,9 +134,12 @@ def first(
         num_particles: ``N``.
         s: what the first step is given.
         dtype: type of the noise; None for the default.
+        pin: as in `advance`.
     """
     noise = draw_noise(_keys(key)[1], num_particles, recipe.noise_shapes[0], dtype)
     particles = jax.vmap(recipe.init, (0, None))(noise, s)
+    if pin is not None:
+        particles = pin(particles, s)
     gain = jax.vmap(recipe.log_weight_0, (0, None))(particles, s)
     zero = jnp.zeros_like(gain)
     nothing = jnp.zeros((), gain.dtype)
