@@ -1,28 +1,12 @@
-"""Measures of beliefs and residuals, as functions of arrays."""
+"""Tests of residuals, and of probabilities that should be uniform; on the host."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from ssmkit.typing import Array, Float, Scalar
-
-
-def effective_sample_size(log_weights: Float[Array, " N"]) -> Scalar:
-    r"""Effective sample size of weighted draws, \(1 / \sum_i W_i^2\).
-
-    Args:
-        log_weights: unnormalised log weights ``(N,)``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> round(float(effective_sample_size(jnp.zeros(10))), 6)
-        10.0
-    """
-    weights = jax.nn.softmax(log_weights)
-    return 1 / (weights**2).sum()
+EDGE = 1e-10  # a probability is kept this far from 0 and 1, where its normal score is infinite
 
 
 class TestResult(NamedTuple):
@@ -53,6 +37,48 @@ def residual_tests(residuals: np.ndarray, lags: int = 10) -> list[TestResult]:
     if e.size < 20:
         return []
     return [_normality(e), _correlation(e, min(lags, e.size // 4)), _steadiness(e)]
+
+
+def normal_scores(pit: np.ndarray) -> np.ndarray:
+    r"""Normal scores \(\Phi^{-1}(u)\) of probabilities; nan stays nan.
+
+    Args:
+        pit: any shape, in [0, 1].
+    """
+    from scipy.special import ndtri
+
+    return ndtri(np.clip(np.asarray(pit, float), EDGE, 1 - EDGE))
+
+
+def pit_tests(pit: np.ndarray, lags: int = 10) -> list[TestResult]:
+    r"""Test that probability integral transforms are independent and uniform.
+
+    Kolmogorov–Smirnov for uniformity; then on the normal scores \(z = \Phi^{-1}(u)\) the sum of
+    squares for unit variance (two-sided \(\chi^2\)) and the three of `residual_tests`, which do
+    not look at mean and scale.
+
+    Args:
+        pit: ``(T,)``; nan where nothing was observed.
+        lags: number of autocorrelations.
+
+    Returns:
+        Five results; empty for fewer than 20 values.
+
+    Source: F. X. Diebold, T. A. Gunther and A. S. Tay (1998), Evaluating density forecasts.
+    """
+    from scipy.stats import chi2, kstest
+
+    u = np.asarray(pit, float)
+    u = u[np.isfinite(u)]
+    if u.size < 20:
+        return []
+    distance, p_value = kstest(u, "uniform")
+    uniform = TestResult("uniformity (Kolmogorov–Smirnov)", float(distance), float(p_value))
+    z = normal_scores(u)
+    square = float(np.sum(z**2))
+    two_sided = 2 * min(chi2.sf(square, u.size), chi2.cdf(square, u.size))
+    scale = TestResult("unit variance (χ² / n)", square / u.size, float(two_sided))
+    return [uniform, scale, *residual_tests(z, lags)]
 
 
 def _normality(e: np.ndarray) -> TestResult:
