@@ -10,11 +10,14 @@ from ssmkit import errors as errors
 from ssmkit import models as models
 from ssmkit import plots as plots
 from ssmkit import smc as smc
+from ssmkit.alarm import Alarm as Alarm
 from ssmkit.beliefs import Categorical as Categorical
 from ssmkit.beliefs import Gaussian as Gaussian
 from ssmkit.beliefs import GaussianMixture as GaussianMixture
 from ssmkit.beliefs import Particles as Particles
 from ssmkit.compare import compare as compare
+from ssmkit.diagnose import Diagnosis as Diagnosis
+from ssmkit.diagnose import diagnose as diagnose
 from ssmkit.diagnostics import components as components
 from ssmkit.diagnostics import residuals as residuals
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
@@ -42,6 +45,8 @@ from ssmkit.models.observation import observed_log_prob as observed_log_prob
 from ssmkit.models.programs import Program as Program
 from ssmkit.models.programs import program as program
 from ssmkit.posterior import Posterior as Posterior
+from ssmkit.replicates import Replicates as Replicates
+from ssmkit.replicates import replicate_evidence as replicate_evidence
 from ssmkit.serialise import load_posterior as load_posterior
 from ssmkit.smc.proposals import Linearised as Linearised
 from ssmkit.smc.proposals import Proposal as Proposal

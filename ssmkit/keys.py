@@ -22,6 +22,9 @@ PURPOSES = {
     "restarts": 5,
     "simulation": 6,
     "draws": 7,
+    "diagnosis": 8,
+    "alarm": 9,
+    "replicates": 10,
 }
 
 

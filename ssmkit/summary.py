@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from ssmkit.beliefs import Particles
+from ssmkit.diagnose import Diagnosis, diagnose
 from ssmkit.diagnostics import residuals
 from ssmkit.measures import TestResult, residual_tests
 from ssmkit.models.base import StateSpaceModel
@@ -21,6 +23,8 @@ CONVENTIONS = {
     "diffuse": "diffuse, Durbin–Koopman: the limit of log p + (r/2) log κ, all observations count",
     "proper": "proper start: log p(y), all observations count",
 }
+
+LARGE_ERROR = 1.0  # nats, beyond which the log evidence of a single run says little
 
 
 def describe(posterior: Posterior) -> str:
@@ -43,6 +47,9 @@ def evidence_line(posterior: Posterior) -> str:
     """The log evidence with what it is and of what."""
     value = np.asarray(posterior.log_evidence)
     shown = f"{float(value):.4f}" if value.ndim == 0 else f"{value.size} values"
+    error = posterior.parts.get("log_evidence_se")
+    if error is not None and value.ndim == 0:
+        shown += f" ± {float(error):.2g}" if np.isfinite(error) else " ± unknown"
     return f"log evidence: {shown} nats ({posterior.evidence_kind}, of {posterior.evidence_of})"
 
 
@@ -86,8 +93,41 @@ def summarise(posterior: Posterior) -> Summary:
     lines.append(f"  {_observations_line(posterior)}")
     lines.extend(_likelihood_lines(posterior))
     table, warnings = _parameter_table(posterior)
-    tests = _tests(posterior)
+    diagnosis = _diagnosis(posterior)
+    tests = _tests(posterior) if diagnosis is None else diagnosis.tests
+    cloud = () if diagnosis is None else diagnosis.cloud_warnings
+    warnings = (*warnings, *cloud, *_evidence_warnings(posterior))
     return Summary(tuple(lines), table, tuple(tests), warnings)
+
+
+def _diagnosis(posterior: Posterior) -> Diagnosis | None:
+    """Of particle posteriors; Gaussian engines have residuals."""
+    if posterior.is_batch or posterior.num_state_draws > 1:
+        return None
+    kept = isinstance(posterior.parts.get("predicted"), Particles)
+    return diagnose(posterior) if kept else None
+
+
+def _evidence_warnings(posterior: Posterior) -> list[str]:
+    """What the standard error of a random evidence says."""
+    if posterior.parts.get("log_evidence_se") is None:
+        return []
+    error = np.asarray(posterior.parts["log_evidence_se"])
+    remedy = "sk.replicate_evidence(key, posterior)"
+    if posterior.is_batch:
+        remedy += " for each posterior[b]"
+    said = []
+    if np.isnan(error).any():
+        said.append(
+            "fewer than five first ancestors survive to the end, too few for a standard error of "
+            f"the log evidence: {remedy} gives one from independent runs"
+        )
+    if (error > LARGE_ERROR).any():
+        said.append(
+            f"the standard error of the log evidence is up to {np.nanmax(error):.2g} nats: more "
+            f"particles, another proposal, or {remedy}"
+        )
+    return said
 
 
 def _tests(posterior: Posterior) -> list[TestResult]:

@@ -15,13 +15,13 @@ LAYERS = (
     ("errors", "linalg", "keys", "typing"),
     ("beliefs", "records", "posterior", "measures"),
     ("models",),
-    ("kalman", "hidden_markov", "smc", "evidence"),
+    ("kalman", "hidden_markov", "smc", "evidence", "predictive"),
     ("learned",),
     ("objectives",),
     ("engines",),
     (
         *("infer", "stream", "series", "validation", "forecast", "data", "plots"),
-        *("diagnostics", "summary", "compare"),
+        *("diagnostics", "diagnose", "replicates", "alarm", "summary", "compare"),
     ),
     ("serialise", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
 )
@@ -172,7 +172,7 @@ def public_names():
 
 # Records that a verb hands out, and which nobody builds by hand.
 RECORDS = ("Posterior", "Forecast", "Simulation", "Gaussian", "GaussianMixture")
-RECORDS += ("Particles", "Categorical", "Program")
+RECORDS += ("Particles", "Categorical", "Program", "Diagnosis", "Replicates", "Alarm")
 
 
 @pytest.mark.parametrize("name", sorted(public_names()))

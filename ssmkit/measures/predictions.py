@@ -10,7 +10,7 @@ L. Held (2009), Predictive model assessment for count data.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +61,19 @@ def cdf_bounds(law: Law, y: Array) -> Bounds | None:
 
 def _marginals(law: Law) -> Law:
     """The laws of single coordinates, as one law with their axes as batch."""
-    while isinstance(law, dist.Independent | dist.ExpandedDistribution):
+    while _is_a(law, dist.Independent | dist.ExpandedDistribution):
         law = law.base_dist
-    if isinstance(law, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
+    if _is_a(law, dist.MultivariateNormal | dist.LowRankMultivariateNormal):
         return dist.Normal(law.mean, jnp.sqrt(law.variance), validate_args=False)
-    if isinstance(law, dist.MultivariateStudentT):
+    if _is_a(law, dist.MultivariateStudentT):
         scale = jnp.sqrt(jnp.sum(law.scale_tril**2, axis=-1))
         return dist.StudentT(law.df, law.loc, scale, validate_args=False)
     return law
+
+
+def _is_a(law: Law, kind: Any) -> bool:
+    """``isinstance`` that does not bring numpyro's annotations back in."""
+    return isinstance(law, kind)
 
 
 def _counted(law: Law, y: Array) -> Bounds:
@@ -105,7 +110,7 @@ def weighted_bounds(
     return Bounds(share * mean.below, share * mean.at_most + 1 / (count + 1))
 
 
-def pit(uniforms: Float[Array, "..."], bounds: Bounds) -> Float[Array, "..."]:
+def pit(uniforms: Float[Array, ...], bounds: Bounds) -> Float[Array, ...]:
     r"""Randomised probability integral transform \(F(y^-) + U\,(F(y) - F(y^-))\).
 
     Args:
@@ -122,8 +127,8 @@ def pit(uniforms: Float[Array, "..."], bounds: Bounds) -> Float[Array, "..."]:
 
 
 def crps(
-    values: Float[Array, "... N"], log_weights: Float[Array, "... N"], y: Float[Array, "..."]
-) -> Float[Array, "..."]:
+    values: Float[Array, "... N"], log_weights: Float[Array, "... N"], y: Float[Array, ...]
+) -> Float[Array, ...]:
     r"""Continuous ranked probability score of weighted draws, in units of ``y``; small is good.
 
     \[\int (F(z) - 1[z \ge y])^2\,dz = \mathrm{E}|Y - y| - \tfrac12 \mathrm{E}|Y - Y'|\]

@@ -28,7 +28,7 @@ def effective_sample_size(log_weights: Float[Array, " N"]) -> Scalar:
     return 1 / (weights**2).sum()
 
 
-def pareto_k(log_weights: Float[Array, "... N"]) -> Float[Array, "..."]:
+def pareto_k(log_weights: Float[Array, "... N"]) -> Float[Array, ...]:
     r"""Pareto shape \(\hat k\) of the largest importance weights.
 
     A generalised Pareto law is fitted to the \(\min(N/5, 3\sqrt N)\) largest weights. Its moments
