@@ -26,6 +26,8 @@ HINTS = {
     "log_likelihood": 'run with keep="all"',
     "log_evidence": "this engine estimates none; use sk.log_evidence at a parameter value, or "
     "another engine",
+    "log_evidence_se": "this evidence is no Monte Carlo estimate; its error is that of the "
+    "approximation",
     "params": "the model has no free sites; write a program and use sk.GradientFit or sk.NUTS",
     "estimates": "use sk.GradientFit, which computes standard errors",
 }
@@ -66,6 +68,17 @@ class Posterior(eqx.Module):
     def log_evidence(self) -> Scalar:
         """Log evidence in nats; ``evidence_kind`` and ``evidence_of`` say what it is."""
         return self._part("log_evidence")
+
+    @property
+    def log_evidence_se(self) -> Scalar:
+        """Standard error in nats of the log evidence from this single run; zero where exact.
+
+        nan where too few first ancestors survive to tell: see `sk.replicate_evidence`.
+        """
+        value = self.log_evidence
+        if self.parts.get("log_evidence_se") is None and self.evidence_kind == "exact":
+            return jnp.zeros_like(value)
+        return self._part("log_evidence_se")
 
     @property
     def log_likelihood(self) -> Array:
@@ -113,8 +126,12 @@ class Posterior(eqx.Module):
 
     @property
     def diagnostics(self) -> dict[str, Any]:
-        """What the engine noticed."""
-        return self.parts.get("diagnostics", {})
+        """What the engine noticed; of particle engines also the cloud at each time."""
+        report = dict(self.parts.get("diagnostics", {}))
+        for name in ("run", "steps"):
+            for key, value in self.parts.get(name, {}).items():
+                report[key] = value[0] if self.num_state_draws == 1 else value
+        return report
 
     @property
     def learned(self) -> PyTree:

@@ -62,16 +62,16 @@ def select_series(posterior: Posterior, index: int) -> Posterior:
 
 
 def _select(name: str, part: Any, index: int, length: int, times: pd.Index | None) -> Any:
-    if name == "log_evidence":
-        return part[index] if jnp.ndim(part) else part
+    if name in ("log_evidence", "log_evidence_se"):
+        return part[..., index] if jnp.ndim(part) else part
     if name == "states":
         marginals = _cut(part.marginals, index, length, times)
         paths = jax.tree.map(lambda a: a[:, index], part.paths)
         paths = jax.vmap(lambda path: path.until(length))(paths)
         return States(marginals, paths, part.log_weights)
-    if name in ("log_likelihood", "carries"):
+    if name in ("log_likelihood", "carries", "steps"):
         return jax.tree.map(lambda a: a[:, index, :length], part)
-    if name in ("carry", "log_evidence_per_draw"):
+    if name in ("carry", "log_evidence_per_draw", "run"):
         return jax.tree.map(lambda a: a[:, index], part)
     if name == "final":
         last = _member(part, index, lambda a: a)

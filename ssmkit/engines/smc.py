@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -22,7 +23,7 @@ from ssmkit.smc.filter import (
     states_of,
     step_diagnostics,
 )
-from ssmkit.smc.lineage import first_lineage, log_evidence_se
+from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import Proposed, Step, at_the_mean, auxiliary, bootstrap, guided
 from ssmkit.smc.resampling import SCHEMES, Criterion, Scheme, multinomial, selector
@@ -83,6 +84,11 @@ class SMC:
     lag: int = 20
 
     evidence_kind = "unbiased"
+    non_finite_hint = (
+        "every particle has weight zero there, or a density is not finite: an observation that the "
+        "model holds impossible (an emission with heavier tails), too few particles, or a "
+        "transition that leaves them behind (proposal=sk.Linearised())"
+    )
 
     __repr__ = short_repr
 
@@ -136,12 +142,13 @@ class SMC:
             ),
             "final": Particles(states, cloud.log_weights, event),
             "carry": cloud,
+            "run": {"surviving_ancestors": num_survivors(cloud.lineage)},
         }
         if steps is None:
             return parts
         parts |= {
             "log_likelihood": steps.log_likelihood,
-            "predicted": Particles(steps.states, steps.predicted_log_weights, event),
+            "predicted": Particles(steps.predicted_states, steps.predicted_log_weights, event),
             "filtered": Particles(steps.states, steps.log_weights, event),
             "steps": step_diagnostics(steps),
             "carries": {
@@ -156,16 +163,9 @@ class SMC:
     ) -> dict[str, Any]:
         if self.smoother is None:
             return {}
-        paths = ParticlePaths(
-            steps.states,
-            steps.log_weights,
-            steps.ancestors,
-            model,
-            us,
-            self.smoother,
-            self.num_moves,
-            self.lag,
-        )
+        arrays, frame = eqx.partition(model, eqx.is_array)
+        history = (steps.states, steps.log_weights, steps.ancestors)
+        paths = ParticlePaths(*history, arrays, us, frame, self.smoother, self.num_moves, self.lag)
         # times are folded in as 0, 1, …; no time has the largest tag
         smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
         return {"states": (paths.marginals(smooth_key, self.num_paths), paths)}

@@ -16,7 +16,12 @@ from ssmkit.errors import NonFiniteError
 from ssmkit.posterior import Data, Posterior, merge_draws
 from ssmkit.typing import Array, Float, Inputs, Key
 
-FINAL = ("log_evidence", "final", "carry")  # what ``keep="final"`` answers
+FINAL = ("log_evidence", "log_evidence_se", "final", "carry", "run")  # of ``keep="final"``
+HINT = (
+    "look for an indefinite covariance, parameters outside their range, or data that the model "
+    "holds impossible"
+)
+ESTIMATES = {"log_evidence", "log_evidence_se"}
 
 
 @eqx.filter_jit
@@ -78,11 +83,12 @@ def run_states(
     parts = dict(_infer(engine, key, models, series, kept, count, options.batched))
     if lengths is not None:
         parts = shorten(parts, lengths)
-        parts = parts if options.keep == "all" else {name: parts[name] for name in FINAL}
+        parts = parts if options.keep == "all" else {n: parts[n] for n in FINAL if n in parts}
     dtype = parts["log_evidence"].dtype
     weights = jnp.zeros(1, dtype) if log_weights is None else log_weights
     if count is None:
-        parts["log_evidence"] = parts["log_evidence"][0]
+        for name in ESTIMATES & parts.keys():
+            parts[name] = parts[name][0]
     merged = merge_draws(parts, weights)
     if options.batched:
         merged["batch"] = jnp.arange(data.ys.shape[0])
@@ -141,9 +147,8 @@ def check_finite(parts: dict[str, Any], engine: Any, *, throw: bool) -> None:
             f"the log evidence is not finite{where}.",
             got=f"log evidence {value}",
             expected="finite numbers",
-            fix="look for an indefinite covariance, parameters outside their range, or data that "
-            "the model holds impossible; throw=False returns the posterior with "
-            "diagnostics['first_bad_step']",
+            fix=f"{getattr(engine, 'non_finite_hint', HINT)}; throw=False returns the posterior "
+            "with diagnostics['first_bad_step']",
         )
 
 

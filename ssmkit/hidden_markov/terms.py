@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from ssmkit.errors import ModelError
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.distributions import base_distribution, is_a
-from ssmkit.models.observation import observed_log_prob, supports_coordinates
+from ssmkit.models.observation import emission_log_prob
 from ssmkit.typing import Array, Float, Inputs, Int, Law, PyTree
 
 
@@ -53,10 +53,7 @@ def log_emission_vector(
 
     # scored inside vmap: a distribution returned out of it would have lost its batch
     def one(x: Array) -> Array:
-        law = kernel.model.at(t).emission(x, u)
-        if mask is not None and not supports_coordinates(law):
-            return observed_log_prob(law, y, jnp.all(mask))
-        return observed_log_prob(law, y, mask)
+        return emission_log_prob(kernel.model.at(t).emission(x, u), y, mask)
 
     return jax.vmap(one)(_states(kernel.model, u))
 

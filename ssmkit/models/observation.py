@@ -166,6 +166,13 @@ def observed_log_prob(distribution: Law, y: Array, observed: Array | None = None
     return jnp.where(nothing, 0.0, value)
 
 
+def emission_log_prob(law: Law, y: Array, mask: Array | None) -> Array:
+    """`observed_log_prob` in a filter: a law without marginals loses rows that are not whole."""
+    if mask is not None and not supports_coordinates(law):
+        mask = jnp.all(mask)
+    return observed_log_prob(law, y, mask)
+
+
 def _no_marginals(emission: str) -> MissingDataError:
     return MissingDataError(
         "single coordinates are missing, and this emission has no marginals for them.",

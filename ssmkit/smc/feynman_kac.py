@@ -39,8 +39,9 @@ class Recipe(NamedTuple):
             divides it out again, so that beliefs stay those of the target without it.
         log_density: ``(state_before, state, s) -> scalar``, the transition density that backward
             and ancestor sampling need.
-        log_prediction: ``(x) -> scalar``: log weight of a particle as a draw from the prediction,
-            before the observation counts. None: zero.
+        predict: ``(key, x_before, s) -> state``, a draw from the prediction, which knows nothing
+            of the observation; ``x_before`` is None at the first time. None where that is what
+            ``propose`` does.
         state: ``(x) -> state``, the part of a particle that beliefs are about.
         noise_shapes: shapes of the standard normals that ``init`` and ``propose`` take as noise;
             None for a random key. Normals for the whole cloud are drawn at once, which is faster.
@@ -52,7 +53,7 @@ class Recipe(NamedTuple):
     log_weight: Callable[[PyTree, PyTree, PyTree], Scalar]
     log_lookahead: Callable[[PyTree, PyTree], Scalar] | None = None
     log_density: Callable[[PyTree, PyTree, PyTree], Scalar] | None = None
-    log_prediction: Callable[[PyTree], Scalar] | None = None
+    predict: Callable[[Key, PyTree, PyTree], PyTree] | None = None
     state: Callable[[PyTree], PyTree] = lambda x: x
     noise_shapes: tuple[tuple[int, ...] | None, tuple[int, ...] | None] = (None, None)
 
@@ -92,7 +93,8 @@ class StepReport(NamedTuple):
     Attributes:
         states: the states of the particles ``(N, *state)``.
         log_weights: after the observation.
-        predicted_log_weights: of the same states, before the observation.
+        predicted_states: draws from the prediction, before the observation.
+        predicted_log_weights: their weights.
         ancestors: index of each particle's parent in the cloud before.
         log_likelihood: of this observation given those before it, in nats.
         ess: effective number of particles after the observation.
@@ -101,6 +103,7 @@ class StepReport(NamedTuple):
 
     states: PyTree
     log_weights: Float[Array, " N"]
+    predicted_states: PyTree
     predicted_log_weights: Float[Array, " N"]
     ancestors: Int[Array, " N"]
     log_likelihood: Scalar
@@ -136,7 +139,8 @@ def first(
         dtype: type of the noise; None for the default.
         pin: as in `advance`.
     """
-    noise = draw_noise(_keys(key)[1], num_particles, recipe.noise_shapes[0], dtype)
+    _, noise_key, predict_key = jax.random.split(key, 3)
+    noise = draw_noise(noise_key, num_particles, recipe.noise_shapes[0], dtype)
     particles = jax.vmap(recipe.init, (0, None))(noise, s)
     if pin is not None:
         particles = pin(particles, s)
@@ -145,7 +149,9 @@ def first(
     nothing = jnp.zeros((), gain.dtype)
     selection = Selection(jnp.arange(num_particles, dtype=jnp.int32), zero, jnp.array(False))
     before = (nothing, nothing), first_lineage(num_particles)
-    return _weigh(recipe, selection, particles, gain, before)
+    states = jax.vmap(recipe.state)(particles)
+    predicted = _predicted(recipe, predict_key, None, states, s)
+    return _weigh(selection, (particles, states, predicted), gain, before)
 
 
 def advance(
@@ -167,7 +173,7 @@ def advance(
         pin: ``(particles, s) -> particles`` puts a reference path into its slot (conditional
             algorithms); None for none.
     """
-    select_key, noise_key = _keys(key)
+    select_key, noise_key, predict_key = jax.random.split(key, 3)
     count = cloud.log_weights.shape[0]
     ahead = None
     if recipe.log_lookahead is not None:
@@ -180,7 +186,10 @@ def advance(
         particles = pin(particles, s)
     gain = jax.vmap(recipe.log_weight, (0, 0, None))(parents, particles, s)
     lineage = next_lineage(cloud.lineage, selection.ancestors, selection.resampled)
-    return _weigh(recipe, selection, particles, gain, (cloud.evidence, lineage))
+    states = jax.vmap(recipe.state)(particles)
+    predicted = _predicted(recipe, predict_key, parents, states, s)
+    moved = (particles, states, predicted)
+    return _weigh(selection, moved, gain, (cloud.evidence, lineage))
 
 
 def scan(
@@ -219,15 +228,17 @@ def scan(
     return last, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), report, later)
 
 
-def _keys(key: Key) -> tuple[Key, Key]:
-    select_key, noise_key = jax.random.split(key)
-    return select_key, noise_key
+def _predicted(recipe: Recipe, key: Key, parents: PyTree, states: PyTree, s: PyTree) -> PyTree:
+    """Draws from the prediction: the particles themselves where they know nothing more."""
+    if recipe.predict is None:
+        return states
+    keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
+    return jax.vmap(recipe.predict, (0, None if parents is None else 0, None))(keys, parents, s)
 
 
 def _weigh(
-    recipe: Recipe,
     selection: Selection,
-    particles: PyTree,
+    moved: tuple[PyTree, PyTree, PyTree],
     gain: Array,
     before: tuple[tuple[Scalar, Scalar], Lineage],
 ) -> tuple[Cloud, StepReport]:
@@ -236,15 +247,14 @@ def _weigh(
     total = log_mean_exp(raw)
     # when every particle has died the evidence says so, and beliefs hold equal weights, not nan
     log_weights = jnp.where(jnp.isfinite(total), raw - total, 0.0)
-    predicted = selection.log_weights
-    if recipe.log_prediction is not None:
-        predicted = predicted + jax.vmap(recipe.log_prediction)(particles)
+    particles, states, predicted = moved
     evidence, lineage = before
     cloud = Cloud(particles, log_weights, compensated_add(evidence, total), lineage)
     report = StepReport(
-        jax.vmap(recipe.state)(particles),
+        states,
         log_weights,
         predicted,
+        selection.log_weights,
         selection.ancestors,
         total,
         effective_sample_size(log_weights),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.distributions import log_density
-from ssmkit.models.observation import feasible, observed_log_prob
+from ssmkit.models.observation import emission_log_prob, feasible
 from ssmkit.smc.feynman_kac import Recipe
 from ssmkit.smc.noise import draw, noise_shape, score
 from ssmkit.smc.proposals import (
@@ -60,7 +60,7 @@ def steps_of(ys: Array, us: Inputs, mask: Array | None) -> Callable[[Any], Step]
 
 def log_emission(model: StateSpaceModel, x: Array, s: Step) -> Scalar:
     """Log density of what was observed, in nats."""
-    return observed_log_prob(model.at(s.t).emission(x, s.u), s.y, s.mask)
+    return emission_log_prob(model.at(s.t).emission(x, s.u), s.y, s.mask)
 
 
 def log_transition(model: StateSpaceModel) -> Callable[[Array, Array, Any], Scalar]:
@@ -131,7 +131,9 @@ def guided(model: StateSpaceModel, s: Step, dtype: Any, proposal: Proposal | Lin
         propose=lambda noise, before, s: Proposed(*choose(before.state, s).draw(noise)),
         log_weight=lambda before, x, s: weigh(x, s),
         log_density=log_transition(model),
-        log_prediction=lambda x: x.log_ratio,
+        predict=lambda key, before, s: draw(
+            own_law(model, None if before is None else before.state, s), key, dtype
+        ),
         state=lambda x: x.state,
         noise_shapes=(choose(None, s).noise_shape, choose(example, s).noise_shape),
     )

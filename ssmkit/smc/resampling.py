@@ -76,8 +76,9 @@ def residual(key: Key, weights: Float[Array, " N"]) -> Int[Array, " N"]:
     """
     count = weights.shape[0]
     expected = count * weights / jnp.sum(weights)
-    certain = jnp.floor(expected)
-    rest = expected - certain
+    # a share of one offspring that rounding made smaller is certain all the same
+    certain = jnp.floor(expected * (1 + 4 * jnp.finfo(weights.dtype).eps))
+    rest = jnp.maximum(expected - certain, 0.0)
     ends = jnp.cumsum(certain).astype(jnp.int32)
     uniforms = jax.random.uniform(key, weights.shape, dtype=weights.dtype)
     # where nothing is left over every slot is certain, and what stands here is not looked at

@@ -14,6 +14,7 @@ smoothing algorithms; G. Kitagawa (1996).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -39,7 +40,8 @@ class ParticlePaths(eqx.Module):
         states: ``(T, N, *state)``.
         log_weights: filtered log weights ``(T, N)``.
         ancestors: parents of the particles at each time ``(T, N)``.
-        model: the model.
+        arrays: the arrays of the model.
+        frame: the rest of it; beliefs hold arrays only where draws are stacked.
         us: inputs, or None.
         method: how paths are drawn.
         num_moves: moves a step of ``backward_mcmc``.
@@ -49,18 +51,24 @@ class ParticlePaths(eqx.Module):
     states: Array
     log_weights: Float[Array, "T N"]
     ancestors: Int[Array, "T N"]
-    model: StateSpaceModel
+    arrays: StateSpaceModel
     us: Inputs
+    frame: StateSpaceModel = eqx.field(static=True)
     method: str = eqx.field(static=True)
     num_moves: int = eqx.field(static=True)
     lag: int = eqx.field(static=True)
+
+    @property
+    def model(self) -> StateSpaceModel:
+        """The model."""
+        return eqx.combine(self.arrays, self.frame)
 
     def until(self, length: int) -> ParticlePaths:
         """The law of the first ``length`` states, when nothing after them was observed."""
         history = (self.states, self.log_weights, self.ancestors, self.us)
         states, log_weights, ancestors, us = jax.tree.map(lambda a: a[:length], history)
-        return ParticlePaths(
-            states, log_weights, ancestors, self.model, us, self.method, self.num_moves, self.lag
+        return dataclasses.replace(
+            self, states=states, log_weights=log_weights, ancestors=ancestors, us=us
         )
 
     def sample(self, key: Key, num_paths: int) -> Array:
