@@ -135,14 +135,17 @@ def test_online_is_offline(runs, name):
 
 
 def test_a_stream_goes_on_where_its_posterior_ended(runs):
-    """The first part offline, the rest online: the numbers of the whole."""
+    """The first part offline, the rest online: the numbers of the whole, by the same program."""
     run = runs("particles")
     engine, model, ys, *_ = run.row
+    compiled = run.single._stepper._functions.step
+    count = compiled._cache_size()
     stream = sk.stream(3, engine, sk.infer(3, engine, model, ys[:5]))
     assert stream.time == 5 and stream.diagnostics == {"skipped": 0}
     rest = feed(stream, ys[5:])
     assert_same(rest[-1], run.beliefs[-1])
     assert_same(stream.log_evidence, run.posterior.log_evidence)
+    assert compiled._cache_size() == count  # no weak type, which would compile anew
 
 
 def test_a_forecast_of_a_stream_is_that_of_the_posterior(runs):

@@ -30,8 +30,9 @@ class Stream:
 
     One by one, by `update_many` and by ``sk.infer`` a series gives the same numbers: the same step
     with the same keys. On one machine and one set of versions a stream that was saved and read
-    goes on with the same bits as one that was not; `update`, `update_many` and `infer` are three
-    programs, which XLA may round differently in the last bits. Members of a bank agree with
+    goes on with the same bits as one that was not. `update`, `update_many` and `infer` are three
+    programs: where tested their bits agree too for models with a proper start, and for diffuse
+    ones, which XLA fuses in other ways, all but the last. Members of a bank agree with
     streams of their own to rounding (Gaussian and finite engines), or in law (particles).
 
     Example:
