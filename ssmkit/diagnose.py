@@ -161,8 +161,10 @@ def diagnose(posterior: Posterior, key: Key | int = 0) -> Diagnosis:
 
     is uniform and independent over time when the model is right. For particles and finite states
     \(F_t\) is the mixture of the emission's distribution functions over the predicted belief;
-    where numpyro has none, each particle emits one draw. Gaussian engines use their normal
-    predictions. Coordinates are taken one by one, given the past and not each other.
+    where numpyro has none, each particle emits one draw. Particles do not know their tails, so none
+    of their transforms is nearer to 0 or 1 than half of one over their effective number. Gaussian
+    engines use their normal predictions. Coordinates are taken one by one, given the past and not
+    each other.
 
     Args:
         posterior: of one series at one parameter value, with ``keep="all"``.

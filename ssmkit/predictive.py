@@ -14,7 +14,7 @@ from jax.scipy.special import ndtr
 
 from ssmkit.beliefs import Categorical, Gaussian, Particles
 from ssmkit.linalg import cholesky_psd
-from ssmkit.measures import Bounds, bounds_by_draw, cdf_bounds, weighted_bounds
+from ssmkit.measures import Bounds, as_sampled, bounds_by_draw, cdf_bounds, weighted_bounds
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.observation import feasible
 from ssmkit.smc.recipes import Step
@@ -29,7 +29,8 @@ def observation_bounds(
     r"""\(P(Y_t < y)\) and \(P(Y_t \le y)\) of each coordinate, ``y`` being what is observed.
 
     A mixture over particles (or a finite state) of the emission's distribution function; where
-    numpyro has none, each particle emits one draw. Normal for a Gaussian belief.
+    numpyro has none, each particle emits one draw. Normal for a Gaussian belief. Particles do not
+    know their tails: no probability is below one over (twice) their effective number.
 
     Args:
         key: random key, used where draws are needed.
@@ -57,7 +58,10 @@ def observation_bounds(
         return Bounds(*(jnp.ravel(a).astype(log_weights.dtype) for a in found))
 
     each = jax.vmap(one)(jax.random.split(emit, log_weights.shape[0]), states)
-    return hide(weighted_bounds(each, log_weights, by_draw=by_draw[0]), s)
+    bounds = weighted_bounds(each, log_weights)
+    if isinstance(belief, Particles) or by_draw[0]:
+        bounds = as_sampled(bounds, log_weights, by_draw=by_draw[0])
+    return hide(bounds, s)
 
 
 def observation_draws(

@@ -1,6 +1,7 @@
 """Measures of weights, predictions and residuals, as functions of arrays."""
 
 from ssmkit.measures.predictions import Bounds as Bounds
+from ssmkit.measures.predictions import as_sampled as as_sampled
 from ssmkit.measures.predictions import bounds_by_draw as bounds_by_draw
 from ssmkit.measures.predictions import cdf_bounds as cdf_bounds
 from ssmkit.measures.predictions import crps as crps

@@ -90,24 +90,33 @@ def bounds_by_draw(draw: Array, y: Array, dtype: jnp.dtype) -> Bounds:
     return Bounds((draw < y).astype(dtype), (draw <= y).astype(dtype))
 
 
-def weighted_bounds(
-    each: Bounds, log_weights: Float[Array, " N"], *, by_draw: bool = False
-) -> Bounds:
+def weighted_bounds(each: Bounds, log_weights: Float[Array, " N"]) -> Bounds:
     """Bounds under a mixture: weighted means over its members.
 
     Args:
         each: of the members, with their axis ``N`` in front.
         log_weights: unnormalised log weights ``(N,)``.
-        by_draw: whether the members are draws. The observation then counts as one more of them:
-            ranks among draws are uniform, and never 0 or 1.
     """
     weights = jax.nn.softmax(log_weights)
-    mean = Bounds(*(jnp.tensordot(weights, a, axes=1) for a in each))
-    if not by_draw:
-        return mean
+    return Bounds(*(jnp.tensordot(weights, a, axes=1) for a in each))
+
+
+def as_sampled(bounds: Bounds, log_weights: Float[Array, " N"], *, by_draw: bool) -> Bounds:
+    """Make room for what a sample of members does not know of its tails.
+
+    The observation counts as one member more: nothing is less likely than one over their effective
+    number. For draws this makes ranks, which are exactly uniform.
+
+    Args:
+        bounds: under the mixture of the members.
+        log_weights: unnormalised log weights of the members ``(N,)``.
+        by_draw: whether each member is a draw of the observation, and not a law of it.
+    """
+    weights = jax.nn.softmax(log_weights)
     count = 1 / jnp.sum(weights**2)
-    share = count / (count + 1)
-    return Bounds(share * mean.below, share * mean.at_most + 1 / (count + 1))
+    low, high = (0.0, 1.0) if by_draw else (0.5, 0.5)
+    below = (count * bounds.below + low) / (count + 1)
+    return Bounds(below, (count * bounds.at_most + high) / (count + 1))
 
 
 def pit(uniforms: Float[Array, ...], bounds: Bounds) -> Float[Array, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from ssmkit.errors import EngineError, OptionError
 from ssmkit.models.base import input_at
 from ssmkit.posterior import Posterior
 from ssmkit.stream.intake import Spec, spec_of
+from ssmkit.stream.listen import new_alarm
 from ssmkit.stream.step import DRAWS, ONE, SERIES, Setup, State, partition
 from ssmkit.typing import Array, Key, PyTree
 
@@ -38,6 +40,7 @@ class Source:
         evidence_kind: ``exact``, ``unbiased``, ``lower bound`` or ``approximate``.
         evidence_of: of what the log evidence is.
         observation_names: names of the coordinates of an observation, or None.
+        run_length: the least mean number of steps to a false alarm; None for no alarm.
     """
 
     engine: Any
@@ -48,6 +51,7 @@ class Source:
     evidence_kind: str
     evidence_of: str
     observation_names: tuple[str, ...] | None
+    run_length: float | None = None
 
     @property
     def lanes(self) -> str:
@@ -71,7 +75,9 @@ class Source:
         _, structure, static = partition(self.model)
         impl = str(jax.random.key_impl(self.key))
         names = self.one_model.state_names
-        return Setup(self.engine, structure, static, self.lanes, impl, names, spec.by_coordinate)
+        by_coordinate, run_length = spec.by_coordinate, self.run_length
+        lanes = self.lanes
+        return Setup(self.engine, structure, static, lanes, impl, names, by_coordinate, run_length)
 
     def lane_keys(self, purpose: str) -> Array:
         """Data of the keys for one purpose, one per lane; those of `infer` and `forecast`."""
@@ -132,20 +138,22 @@ def check_engine(engine: Any) -> None:
         )
 
 
-def at_nothing(key: Key, engine: Any, model: Any, num_series: int | None) -> tuple[Source, Seen]:
+def at_nothing(
+    key: Key, engine: Any, model: Any, num_series: int | None, run_length: float | None
+) -> tuple[Source, Seen]:
     """A stream that has seen nothing yet."""
     is_count = isinstance(num_series, int) and not isinstance(num_series, bool) and num_series > 0
     if num_series is not None and not is_count:
         raise OptionError("num_series is no number of series.", got=num_series, expected="≥ 1")
     kind, of = engine.evidence_kind, "data given parameters"
     names = model.observation_names
-    source = Source(engine, model, key, num_series, None, kind, of, names)
+    source = Source(engine, model, key, num_series, None, kind, of, names, run_length)
     skipped = jnp.zeros(source.lead, jnp.int32)
     return source, Seen(State(jnp.asarray(0), None, None, None, skipped))
 
 
 def at_posterior(
-    key: Key, engine: Any, posterior: Posterior, num_series: int | None
+    key: Key, engine: Any, posterior: Posterior, num_series: int | None, run_length: float | None
 ) -> tuple[Source, Seen]:
     """A stream that goes on at the last time of a posterior, with its parameters.
 
@@ -162,7 +170,7 @@ def at_posterior(
     num_draws = None if count == 1 else count
     kind, of = _evidence(engine, posterior)
     names = data.labels.names or posterior.model.observation_names
-    source = Source(engine, posterior.model, key, None, num_draws, kind, of, names)
+    source = Source(engine, posterior.model, key, None, num_draws, kind, of, names, run_length)
     row, u = np.asarray(data.ys[:1]), jax.tree.map(lambda a: a[:1], data.us)
     spec = spec_of(engine, source.one_model, row, u, 1, begun=True)
     carry = _carry(key, engine, posterior)
@@ -175,7 +183,11 @@ def at_posterior(
         now = jnp.asarray(0.0 if total is None else total, log_weights.dtype)
         evidence = (now, jnp.zeros_like(now))
     time = data.ys.shape[0]
-    state = State(jnp.asarray(time), carry, log_weights, evidence, jnp.zeros((), jnp.int32))
+    alarm = None
+    if run_length is not None:
+        alarm = new_alarm((math.prod(spec.event),), jnp.asarray(now).dtype, time)
+    skipped = jnp.zeros((), jnp.int32)
+    state = State(jnp.asarray(time), carry, log_weights, evidence, skipped, alarm)
     state = jax.tree.map(lambda a: jnp.asarray(a).astype(a.dtype), state)  # no weak types
     return source, Seen(state, time, spec, {"log_evidence": now}, data.labels.times)
 

@@ -54,7 +54,8 @@ def require_same(here: Source, there: Source) -> None:
     Raises:
         SaveError: says what differs.
     """
-    for name in ("engine", "num_series", "num_draws", "evidence_kind", "evidence_of"):
+    names = ("engine", "num_series", "num_draws", "evidence_kind", "evidence_of", "run_length")
+    for name in names:
         if getattr(here, name) != getattr(there, name):
             raise _differs(name, getattr(here, name), getattr(there, name))
     if partition(here.model)[1:] != partition(there.model)[1:]:

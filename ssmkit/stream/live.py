@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ssmkit.alarm import Alarm, read_alarm
 from ssmkit.beliefs import Belief, Labels
-from ssmkit.errors import OptionError, ShapeError
+from ssmkit.errors import NotComputed, OptionError, ShapeError
 from ssmkit.forecast import Forecast, future_times
 from ssmkit.stream.begin import Seen, Source
 from ssmkit.stream.files import read_stream, require_same, write_stream
@@ -192,6 +193,44 @@ class Stream:
         """
         found = {"skipped": self._stepper.seen.state.skipped} | self._stepper.seen.last
         return {name: _host(value) for name, value in found.items() if name != "log_evidence"}
+
+    @property
+    def alarm(self) -> Alarm:
+        """Whether the observations still look like what the model predicts; reading it waits.
+
+        Bets against the uniformity of each observation's probability integral transform (see
+        `diagnose`), on outcomes further out, less far out, lower or higher than predicted, with
+        a new bet begun at every step. In the mean it takes ``run_length`` steps or more until
+        they have a false success, whatever the model. An observation that is missing leaves them
+        alone; one that the model holds impossible counts.
+
+        Raises:
+            NotComputed: the stream has no alarm, or nothing has been seen yet.
+
+        Example:
+            >>> import ssmkit as sk
+            >>> model = sk.models.LocalLevel(1469.0, 15099.0)
+            >>> flow = sk.stream(0, sk.Kalman(), model, run_length=1000)
+            >>> beliefs = flow.update_many(sk.data.load("nile"))
+            >>> flow.alarm.raised
+            False
+            >>> for strange in (2500.0, 200.0, 2600.0, 100.0):
+            ...     belief = flow.update(strange)
+            >>> flow.alarm.raised, flow.alarm.since
+            (True, 101)
+
+        Source: J. Shin, A. Ramdas and A. Rinaldo (2023), E-detectors: a nonparametric framework
+        for sequential change detection.
+        """
+        run_length = self._stepper.source.run_length
+        if run_length is None:
+            raise NotComputed(
+                "this stream has no alarm.", fix="sk.stream(key, engine, target, run_length=1000)"
+            )
+        state = self._stepper.seen.state.alarm
+        if state is None:
+            raise NotComputed("nothing has been seen yet.", fix="stream.update(y) first")
+        return read_alarm(state, run_length)
 
     def save(self, path: str | Path) -> Path:
         """Write the stream to one file, at once and with all it needs to go on: data, never code.

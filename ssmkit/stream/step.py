@@ -21,6 +21,7 @@ from jax.scipy.special import logsumexp
 from ssmkit.beliefs import Labels, mix
 from ssmkit.linalg import compensated_add
 from ssmkit.smc.weights import effective_sample_size
+from ssmkit.stream.listen import listen
 from ssmkit.stream.mixture import over_time
 from ssmkit.typing import Array, Bool, Inputs, Int, PyTree, Scalar
 
@@ -38,6 +39,8 @@ class State(NamedTuple):
         evidence: of parameter draws: log evidence in nats, and the rounding error it owes; None
             where the engine's carry has it.
         skipped: how many steps were of no use, ``()`` or ``(B,)``.
+        alarm: the running alarm, of a bank with the series in front; None where there is none,
+            and before the first observation.
     """
 
     t: Int[Array, ""]
@@ -45,6 +48,7 @@ class State(NamedTuple):
     log_weights: Any
     evidence: Any
     skipped: Int[Array, ...]
+    alarm: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Setup:
         impl: implementation of the random keys.
         names: of the state's coordinates.
         by_coordinate: whether single coordinates of an observation can be missing.
+        run_length: the least mean number of steps to a false alarm; None for no alarm.
     """
 
     engine: Any
@@ -68,6 +73,7 @@ class Setup:
     impl: str
     names: tuple[str, ...] | None
     by_coordinate: bool
+    run_length: float | None = None
 
     def model(self, arrays: tuple[Array, ...]) -> Any:
         """Put the model together again."""
@@ -93,6 +99,7 @@ class Fixed(NamedTuple):
 
     arrays: tuple[Array, ...]
     key: Array
+    alarm_key: Array | None = None
 
 
 class Compiled(NamedTuple):
@@ -147,6 +154,7 @@ def take_step(
     else:
         after = after._replace(skipped=state.skipped + (~good).astype(jnp.int32))
         filtered, told = seen["filtered"], told | {"log_evidence": seen["log_evidence"]}
+    after = after._replace(alarm=listen(setup, fixed, state, told, (y, u, mask)))
     return _settled(after), told | {"filtered": filtered.labelled(Labels(None, setup.names))}
 
 

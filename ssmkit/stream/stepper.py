@@ -79,7 +79,9 @@ class Stepper:
 
     @cached_property
     def _fixed(self) -> Fixed:
-        return Fixed(partition(self.source.model)[0], self.source.lane_keys("time"))
+        source = self.source
+        alarm_key = None if source.run_length is None else source.lane_keys("alarm")
+        return Fixed(partition(source.model)[0], source.lane_keys("time"), alarm_key)
 
     @cached_property
     def _num_steps(self) -> int | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ssmkit import keys
+from ssmkit.errors import OptionError
 from ssmkit.infer import _fixed_model
 from ssmkit.posterior import Posterior
 from ssmkit.stream.begin import at_nothing, at_posterior, check_engine
@@ -16,7 +18,14 @@ from ssmkit.typing import Key
 from ssmkit.validation import as_target, refuse_tracers
 
 
-def stream(key: Key | int, engine: Any, target: Any, num_series: int | None = None) -> Stream:
+def stream(
+    key: Key | int,
+    engine: Any,
+    target: Any,
+    num_series: int | None = None,
+    *,
+    run_length: float | None = None,
+) -> Stream:
     """Take observations one at a time, by the step that `infer` scans.
 
     Args:
@@ -27,6 +36,9 @@ def stream(key: Key | int, engine: Any, target: Any, num_series: int | None = No
             them, each keeps a filter of its own and counts by how well it predicts. An engine
             other than that of the posterior begins at its last belief.
         num_series: number of series of a bank, stepped side by side; None for one series.
+        run_length: raise `Stream.alarm` when the observations stop looking like what the model
+            predicts, with this many steps or more to a false alarm, in the mean: 1000, say. None
+            for no alarm.
 
     Returns:
         A `Stream`.
@@ -36,7 +48,7 @@ def stream(key: Key | int, engine: Any, target: Any, num_series: int | None = No
         EngineError: no state engine, the posterior of a batch, or an engine that cannot begin
             where the posterior ends.
         ParameterError: a program with free sites.
-        OptionError: an impossible number of series.
+        OptionError: an impossible number of series, or run length.
 
     Example:
         >>> import ssmkit as sk
@@ -49,10 +61,17 @@ def stream(key: Key | int, engine: Any, target: Any, num_series: int | None = No
     refuse_tracers("stream", key, target)
     key = keys.as_key(key)
     check_engine(engine)
+    if run_length is not None and not 1 < (run_length := float(run_length)) < math.inf:
+        raise OptionError(
+            "run_length is no number of steps to a false alarm.",
+            got=run_length,
+            expected="a number above 1, or None for no alarm",
+            fix="run_length=1000",
+        )
     if isinstance(target, Posterior):
-        return Stream(*at_posterior(key, engine, target, num_series))
+        return Stream(*at_posterior(key, engine, target, num_series, run_length))
     model = _fixed_model(engine, as_target(target))
-    return Stream(*at_nothing(key, engine, model, num_series))
+    return Stream(*at_nothing(key, engine, model, num_series, run_length))
 
 
 def load_stream(path: str | Path, using: Iterable[Any] = ()) -> Stream:
