@@ -104,7 +104,7 @@ CHOICES = jnp.array([(s, t) for s in range(len(SCHEMES)) for t in (0.0, 0.5, 1.0
 @pytest.mark.parametrize("name", MODELS)
 def test_the_evidence_is_unbiased(name, recipe):
     """Under every scheme and at thresholds 0, ½ and 1."""
-    found = ratios(name, ENGINES[recipe], every_choice, CHOICES, 3000)
+    found = ratios(name, ENGINES[recipe], every_choice, CHOICES, 5000)
     error = found.std(axis=1) / np.sqrt(found.shape[1])
     assert error.max() <= 0.03
     assert np.all(np.abs(found.mean(axis=1) - 1) < 4 * error)
