@@ -5,6 +5,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 import pytest
 from grid import stochastic_volatility
@@ -528,3 +529,27 @@ def test_models_that_particles_cannot_serve():
         sk.infer(0, sk.SMC(100, proposal=sk.Linearised()), heavy, RETURNS)
     with pytest.raises(sk.errors.OptionError, match="has a mean"):
         sk.infer(0, sk.SMC(100, lookahead="mean"), heavy, RETURNS)
+
+
+# Parameters.
+
+
+def fitted_volatility():
+    positive = dist.constraints.positive
+    scale = numpyro.param("scale", 0.5, constraint=positive)
+    return sk.models.StochasticVolatility(SV[0], SV[1], scale)
+
+
+def drawn_volatility():
+    return sk.models.StochasticVolatility(*SV[:2], numpyro.sample("scale", dist.HalfNormal(1.0)))
+
+
+def test_a_noisy_evidence_gives_no_standard_errors_and_no_nuts():
+    engine = sk.GradientFit(sk.SMC(50, smoother="genealogy"), num_starts=1, max_steps=3)
+    fit = sk.infer(0, engine, fitted_volatility, RETURNS, progress=False)
+    assert np.isnan(fit.estimates.standard_errors).all()
+    assert any("curvature" in warning for warning in fit.estimates.warnings)
+    with pytest.raises(sk.errors.EngineError, match="ParticleMetropolisHastings"):
+        sk.infer(0, sk.NUTS(sk.SMC(50)), drawn_volatility, RETURNS)
+    with pytest.raises(sk.errors.ParameterError, match="scale"):
+        sk.infer(0, sk.SMC(50), drawn_volatility, RETURNS)

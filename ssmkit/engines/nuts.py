@@ -11,6 +11,7 @@ import numpy as np
 
 from ssmkit import keys
 from ssmkit.engines import chains
+from ssmkit.engines.convergence import convergence
 from ssmkit.engines.objective import (
     Objective,
     refuse_params,
@@ -20,7 +21,7 @@ from ssmkit.engines.objective import (
 )
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import run_states
-from ssmkit.errors import OptionError
+from ssmkit.errors import EngineError, OptionError
 from ssmkit.models.programs import Program, build_many, free_sites
 from ssmkit.posterior import Data, Draws, Posterior
 from ssmkit.typing import Array, Key, PyTree
@@ -94,6 +95,13 @@ class NUTS:
 
     def _check(self) -> None:
         require_evidence(self)
+        if self.evidence.evidence_kind == "unbiased":
+            raise EngineError(
+                "sk.NUTS would take an estimated evidence for the true one.",
+                got=repr(self.evidence),
+                expected="an evidence without Monte Carlo noise, such as sk.Kalman()",
+                fix=f"sk.ParticleMetropolisHastings(evidence={self.evidence!r})",
+            )
         least = {"num_warmup": 1, "num_samples": chains.LEAST_DRAWS}
         for name, low in (least | {"num_chains": 1, "num_state_draws": 2}).items():
             if getattr(self, name) < low:
@@ -115,7 +123,7 @@ class NUTS:
         drawn = chains.draw(self, kernel, key, objective, options)
         values = {name: drawn.values[name] for name in sites}
         report = {"sample_stats": {name: np.asarray(a) for name, a in drawn.stats.items()}}
-        report |= _convergence(values, drawn.stats["diverging"])
+        report |= {"divergences": int(np.sum(drawn.stats["diverging"]))} | convergence(values)
         return values, report | {"interrupted": drawn.interrupted}
 
     def _models(self, target: Any, draws: Draws) -> tuple[Any, Array, Array]:
@@ -125,14 +133,3 @@ class NUTS:
         chosen = jax.tree.map(lambda a: a[index], draws.flat())
         return build_many(target, chosen), jnp.zeros(count), index
 
-
-def _convergence(draws: dict[str, Array], diverging: Array) -> dict[str, Any]:
-    """Divergences, and the worst R-hat and effective sample size over all parameters."""
-    from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-
-    rhat, ess = 1.0, float("inf")
-    for values in draws.values():
-        array = np.asarray(values)
-        rhat = max(rhat, float(np.max(split_gelman_rubin(array))))
-        ess = min(ess, float(np.min(effective_sample_size(array))))
-    return {"divergences": int(np.sum(diverging)), "max_rhat": rhat, "min_ess": ess}

@@ -74,17 +74,18 @@ def estimate(objective: Objective, sites: dict[str, Site], optimum: Optimum) -> 
     """
     point = optimum.unconstrained
     size = ravel_pytree(point)[0].size
-    hessian = jacobian = None
-    if size <= MAX_PARAMETERS:
+    hessian = jacobian = np.empty((0, 0))
+    why = _no_information(objective, size)
+    if why is None:
         hessian, jacobian = (np.asarray(a) for a in _curvature(objective, point))
-    covariance, warnings = _invert(hessian, sites, point)
+    covariance, warnings = (None, (why,)) if why else _invert(hessian, sites, point)
     if not optimum.report["converged"]:
         warnings = (_not_converged(optimum.report), *warnings)
     std = np.full(size, np.nan) if covariance is None else np.sqrt(np.diag(covariance))
     values, low, high = (np.asarray(a) for a in _interval(objective, point, jnp.asarray(std)))
     errors = np.full(values.size, np.nan)
     factor, laplace = None, None
-    if covariance is not None and jacobian is not None:
+    if covariance is not None:
         unknown = np.isnan(std)
         known = np.where(np.isnan(covariance), 0.0, covariance)
         errors = np.sqrt(np.diag(jacobian @ known @ jacobian.T))
@@ -100,17 +101,27 @@ def estimate(objective: Objective, sites: dict[str, Site], optimum: Optimum) -> 
     )
 
 
+def _no_information(objective: Objective, size: int) -> str | None:
+    """Why no information matrix is formed, in words; None where it is."""
+    if size > MAX_PARAMETERS:
+        return f"no standard errors: more than {MAX_PARAMETERS} parameters"
+    if objective.engine.evidence_kind == "unbiased":
+        return (
+            "no standard errors: the evidence is an estimate, and its curvature that of its noise; "
+            "sk.ParticleMetropolisHastings draws the parameters"
+        )
+    return None
+
+
 def _not_converged(report: dict[str, Any]) -> str:
     how = "was interrupted" if report["interrupted"] else "stopped before converging"
     return f"the fit {how} after {report['steps']} steps"
 
 
 def _invert(
-    hessian: np.ndarray | None, sites: dict[str, Site], point: PyTree
+    hessian: np.ndarray, sites: dict[str, Site], point: PyTree
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Invert the information; flat directions get nan and a sentence."""
-    if hessian is None:
-        return None, (f"no standard errors: more than {MAX_PARAMETERS} parameters",)
     if not np.isfinite(hessian).all():
         return None, ("no standard errors: the observed information is not finite",)
     values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
