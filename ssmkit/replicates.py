@@ -15,6 +15,8 @@ from ssmkit.posterior import Posterior
 from ssmkit.typing import Array, Inputs, Key
 from ssmkit.validation import refuse_tracers
 
+FAR_APART = 1.5  # nats between single runs, beyond which their mean rests on a few of them
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replicates:
@@ -34,10 +36,15 @@ class Replicates:
 
     def __repr__(self) -> str:
         """Say the evidence with its error."""
-        return (
+        text = (
             f"Replicates: log evidence {self.log_evidence:.4f} ± {self.log_evidence_se:.2g} nats "
             f"from {self.values.size} runs, {self.per_run_std:.2g} nats apart"
         )
+        if self.per_run_std > FAR_APART:
+            text += (
+                "\n  too far apart: a few runs make the mean, whose error is larger than it looks"
+            )
+        return text
 
 
 def replicate_evidence(

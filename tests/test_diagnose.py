@@ -43,25 +43,24 @@ FILTER = sk.SMC(num_particles=500, smoother=None)
 
 
 def arviz_k(log_weights):
-    """ArviZ's own shape, by either of its addresses, and how closely it is to be met."""
+    """ArviZ's own shape, by either of its addresses."""
     try:
         from arviz_stats.base import array_stats
     except ImportError:
         from arviz import psislw
 
-        return float(psislw(log_weights.copy())[1]), 1e-8
-    # takes log densities, the inverse weights; cuts the tail one draw elsewhere
-    return float(array_stats.psislw(-log_weights)[1]), 0.03
+        return float(psislw(log_weights.copy())[1])
+    return float(array_stats.psislw(-log_weights)[1])  # takes the negative
 
 
-@pytest.mark.parametrize("count", [30, 101, 1000])
+# 1.x rounds the length of the tail down, 0.2x and the paper up: sizes where both are the same
+@pytest.mark.parametrize("count", [30, 100, 1600])
 def test_the_pareto_shape_is_that_of_arviz(count):
     draws = np.random.default_rng(count).exponential(size=(4, count))
     log_weights = draws * np.array([0.3, 0.7, 1.5, 5.0])[:, None]
     found = jax.jit(pareto_k)(jnp.asarray(log_weights))
     for one, weights in zip(found, log_weights, strict=True):
-        expected, tolerance = arviz_k(weights)
-        assert abs(one - expected) < tolerance * max(1, abs(expected))
+        np.testing.assert_allclose(one, arviz_k(weights), rtol=1e-8)
 
 
 def test_the_pareto_shape_of_extreme_weights():
@@ -376,7 +375,8 @@ def test_replicates_are_those_of_kalman():
     np.testing.assert_allclose(found.per_run_std / 10, found.log_evidence_se, rtol=0.3)
     shift = found.values - found.log_evidence
     np.testing.assert_allclose(np.mean(np.exp(shift)), 1.0, rtol=1e-12)
-    assert "from 100 runs" in repr(found)
+    assert "from 100 runs" in repr(found) and "too far apart" not in repr(found)
+    assert "too far apart" in repr(dataclasses.replace(found, per_run_std=2.0))
     with pytest.raises(sk.errors.OptionError, match="≥ 2"):
         sk.replicate_evidence(1, posterior, 1)
 
