@@ -201,8 +201,9 @@ class Stream:
         Bets against the uniformity of each observation's probability integral transform (see
         `diagnose`), on outcomes further out, less far out, lower or higher than predicted, with
         a new bet begun at every step. In the mean it takes ``run_length`` steps or more until
-        they have a false success, whatever the model. An observation that is missing leaves them
-        alone; one that the model holds impossible counts.
+        they have a false success, whatever the model (of particles, up to their Monte Carlo error).
+        An observation that is missing leaves them alone; one that the model holds impossible
+        counts. An update takes 20 to 70 microseconds longer.
 
         Raises:
             NotComputed: the stream has no alarm, or nothing has been seen yet.
