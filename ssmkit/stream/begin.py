@@ -18,6 +18,7 @@ from ssmkit.models.base import input_at
 from ssmkit.posterior import Posterior
 from ssmkit.stream.intake import Spec, spec_of
 from ssmkit.stream.listen import new_alarm
+from ssmkit.stream.packed import Packed
 from ssmkit.stream.step import DRAWS, ONE, SERIES, Setup, State, partition
 from ssmkit.typing import Array, Key, PyTree
 
@@ -97,7 +98,7 @@ class Seen:
         state: what goes from step to step.
         time: number of observations.
         spec: what observations look like; None before the first.
-        last: log evidence so far, and diagnostics of the last step.
+        last: log evidence so far, and diagnostics of the last step; see `report`.
         dates: of the last observations that had some, or None.
         undated: number of observations since.
     """
@@ -105,9 +106,13 @@ class Seen:
     state: State
     time: int = 0
     spec: Spec | None = None
-    last: dict[str, Array] = dataclasses.field(default_factory=dict)
+    last: dict[str, Any] | Packed = dataclasses.field(default_factory=dict)
     dates: pd.Index | None = None
     undated: int = 0
+
+    def report(self) -> dict[str, Any]:
+        """`last` by name; waits for the step that made it."""
+        return self.last.unpack() if isinstance(self.last, Packed) else self.last
 
 
 def check_engine(engine: Any) -> None:

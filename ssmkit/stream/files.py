@@ -24,7 +24,7 @@ def write_stream(path: str | Path, source: Source, seen: Seen) -> Path:
     """
     from ssmkit.serialise import write_tree
 
-    held = _fields(seen) | {"state": seen.state._asdict()}
+    held = _fields(seen) | {"state": seen.state._asdict(), "last": seen.report()}
     held["spec"] = None if seen.spec is None else _fields(seen.spec)
     return write_tree({"source": _fields(source), "seen": held}, path, kind="stream")
 

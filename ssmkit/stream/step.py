@@ -23,6 +23,7 @@ from ssmkit.linalg import compensated_add
 from ssmkit.smc.weights import effective_sample_size
 from ssmkit.stream.listen import listen
 from ssmkit.stream.mixture import over_time
+from ssmkit.stream.packed import Packed, Shared, pack, share
 from ssmkit.typing import Array, Bool, Inputs, Int, PyTree, Scalar
 
 ONE, DRAWS, SERIES = "one", "draws", "series"
@@ -122,7 +123,7 @@ def partition(model: Any) -> tuple[tuple[Array, ...], Any, tuple[tuple[Any, ...]
 def compiled(setup: Setup) -> Compiled:
     """The jitted functions; streams of equal setup share them."""
     return Compiled(
-        jax.jit(partial(step, setup)),
+        jax.jit(partial(single, setup)),
         jax.jit(partial(many, setup)),
         jax.jit(partial(ahead, setup), static_argnames="num_steps"),
     )
@@ -235,6 +236,14 @@ def step(
     state, told = take_step(setup, fixed, state, y, u, mask)
     last = {name: told[name] for name in ("log_likelihood", "log_evidence")}
     return state, told["diagnostics"] | last, told["filtered"]
+
+
+def single(
+    setup: Setup, fixed: Fixed, state: State, y: Array, u: PyTree, mask: Array | None
+) -> tuple[State, Packed, Shared]:
+    """`step` with as few results as hold it."""
+    state, last, belief = step(setup, fixed, state, y, u, mask)
+    return state, pack(last), share(belief, state)
 
 
 def many(

@@ -12,6 +12,7 @@ from ssmkit.beliefs import Belief
 from ssmkit.errors import EngineError, NonFiniteError, NotComputed
 from ssmkit.stream.begin import Seen, Source
 from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs
+from ssmkit.stream.packed import Shared
 from ssmkit.stream.step import Compiled, Fixed, compiled, partition
 from ssmkit.typing import Inputs, PyTree
 
@@ -33,6 +34,8 @@ class Stepper:
         row = take(spec, y, u, observed, lead)
         self.require_parameters(count)
         after, last, belief = self._call(name, spec, row)
+        if isinstance(belief, Shared):
+            belief = belief.restore(after)
         seen.state, seen.last, seen.spec = after, last, spec
         seen.time += count
         return belief
