@@ -171,7 +171,7 @@ class Stream:
 
         ``evidence_kind`` and ``evidence_of`` say what it is.
         """
-        return self._stepper.seen.last.get("log_evidence", np.zeros(self._stepper.source.lead))
+        return self._stepper.seen.report().get("log_evidence", np.zeros(self._stepper.source.lead))
 
     @property
     def evidence_kind(self) -> str:
@@ -191,7 +191,7 @@ class Stream:
         particles, ``ess`` and ``resampled`` are of the last step (``effective_draws`` where there
         are several parameter draws).
         """
-        found = {"skipped": self._stepper.seen.state.skipped} | self._stepper.seen.last
+        found = {"skipped": self._stepper.seen.state.skipped} | self._stepper.seen.report()
         return {name: _host(value) for name, value in found.items() if name != "log_evidence"}
 
     @property
