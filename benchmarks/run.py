@@ -17,6 +17,7 @@ import nile
 import particle_filters
 import particle_peers
 import particle_scaling
+import standard_error
 import startup
 import timing
 from targets import Target, ratio_target
@@ -44,6 +45,9 @@ def main() -> int:
     say("memory")
     found = {engine: memory.measure_apart(engine) for engine in (memory.KALMAN, memory.SMC)}
     sections.append(memory_section(found))
+    say("standard errors by lineage")
+    study = timing.markdown(standard_error.HEADER, standard_error.rows())
+    sections.append("## Standard error of the log evidence, from one run\n\n" + study)
     say("imports and first inference")
     imports, first = startup.import_seconds(), startup.first_infer_seconds()
     sections.append(startup_section(imports, first))

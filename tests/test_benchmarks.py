@@ -140,3 +140,11 @@ def test_exponents_of_growth():
     assert particle_scaling.exponent((1, 10, 100), (2.0, 20.0, 200.0)) == pytest.approx(1.0)
     growth = particle_scaling.grow("N", (5, 10), lambda n: lambda seed: n, "nothing")
     assert growth.sizes == (5, 10) and len(growth.cells()) == len(particle_scaling.HEADER)
+
+
+def test_the_study_of_standard_errors_answers():
+    import standard_error
+
+    row = standard_error.study("systematic", 0.5, 5, 50, 100)
+    assert len(row) == len(standard_error.HEADER)
+    assert 0.5 < float(row[4]) < 2 and row[-1] == "100 %"

@@ -6,6 +6,7 @@ them is what was observed.
 
 from functools import cached_property
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -262,3 +263,39 @@ def test_arviz_gets_equally_weighted_paths():
     table = arviz.summary(tree, var_names=[name], round_to="none")
     error = np.asarray(table["mcse_mean"]) + np.asarray(run.states.std()) / np.sqrt(2000)
     assert np.all(np.abs(np.asarray(table["mean"]) - run.states.mean()) < 4 * error)
+
+
+def test_parameters_that_change_with_time_are_served():
+    """Equal at all times they change nothing; another value at one time changes what follows."""
+    engine = sk.SMC(COUNT, smoother="backward", num_paths=4)
+    constant = sk.infer(0, engine, linear(), PAIRS)
+    varying = linear(LENGTH)
+    same = sk.infer(0, engine, varying, PAIRS)
+    np.testing.assert_allclose(same.log_likelihood, constant.log_likelihood, rtol=1e-10)
+    np.testing.assert_allclose(same.states.mean(), constant.states.mean(), rtol=1e-9)
+    moved = eqx.tree_at(
+        lambda m: m.transition_bias, varying, varying.transition_bias.at[4].add(1.0)
+    )
+    other = sk.infer(0, engine, moved, PAIRS)
+    np.testing.assert_allclose(other.log_likelihood[:4], same.log_likelihood[:4], rtol=1e-10)
+    assert abs(other.log_likelihood[4] - same.log_likelihood[4]) > 1e-3
+    with pytest.raises(sk.errors.EngineError, match="end with the data"):
+        sk.forecast(1, same, 2)
+
+
+def test_many_parameters_at_once():
+    """Weighted draws of the parameters: a filter each, and beliefs that are mixed."""
+    from ssmkit.engines.options import RunOptions
+    from ssmkit.engines.states import run_states
+    from ssmkit.series import as_data
+
+    row = ROWS["bootstrap"]
+    models = jax.tree.map(lambda a: jnp.stack([a, 1.5 * a, 0.5 * a]), row.model)
+    data = as_data(row.ys, row.us, None, batched=False)
+    log_weights = jnp.log(jnp.array([0.2, 0.3, 0.5]))
+    parts = run_states(row.engine, jax.random.key(0), models, data, RunOptions(), log_weights)
+    assert parts["log_evidence"].shape == (3,)
+    assert parts["filtered"].values.shape == (LENGTH, 3 * COUNT)
+    shares = weights(parts["filtered"]).reshape(LENGTH, 3, COUNT).sum(axis=2)
+    np.testing.assert_allclose(shares, np.broadcast_to([0.2, 0.3, 0.5], shares.shape), rtol=1e-9)
+    assert parts["states"].sample(jax.random.key(1), 5).shape == (5, LENGTH)
