@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,11 +89,12 @@ def write_posterior(posterior: Any, path: Path) -> Path:
 
 
 def write_plots(case: Case, posterior: Any, out: Path) -> list[Path]:
-    """Draw states, components, forecast and residuals."""
+    """Draw states, components, forecast and, where observations were predicted, residuals."""
     figures = {}
+    wholes = {"components": sk.plots.components, "volatility": volatility}
     for panel, units in case.panels:
-        is_whole = panel == "components"
-        drawn = sk.plots.components(posterior) if is_whole else sk.plots.states(posterior, panel)
+        whole = wholes.get(panel)
+        drawn = whole(posterior) if whole else sk.plots.states(posterior, panel)
         axes = np.ravel(np.asarray(drawn))
         for ax in axes:
             ax.set_ylabel(units, fontsize=LABEL_SIZE)
@@ -100,8 +102,29 @@ def write_plots(case: Case, posterior: Any, out: Path) -> list[Path]:
     ahead = sk.forecast(1, posterior, case.forecast_steps)
     figures["forecast"] = sk.plots.forecast(ahead, posterior)
     figures["forecast"].set_ylabel(case.units, fontsize=LABEL_SIZE)
-    figures["residuals"] = sk.plots.residuals(posterior)[0, 0]
+    if has_residuals(posterior):
+        figures["residuals"] = sk.plots.residuals(posterior)[0, 0]
     return [save(ax, out / f"{case.name}-{name}.png") for name, ax in figures.items()]
+
+
+def has_residuals(posterior: Any) -> bool:
+    """Whether the engine predicted observations; particles at several parameter draws do not."""
+    return posterior.parts.get("predicted_observations") is not None
+
+
+def volatility(posterior: Any) -> Any:
+    """Draw exp(x/2) of a log variance, with its band, over the sizes of the returns."""
+    from ssmkit.plots import canvas
+
+    belief, data = posterior.states.marginals, posterior.data
+    belief = dataclasses.replace(belief, values=np.exp(belief.values / 2))
+    x, ax = canvas.positions(data.labels.times, data.ys.shape[0]), canvas.one_axes(None)
+    canvas.draw_data(ax, x, np.abs(data.ys), label="size of the return")
+    canvas.draw_band(ax, x, belief, 0, 0.9)
+    canvas.label_time(ax, x)
+    canvas.tidy(ax, title="volatility, smoothed")
+    canvas.legend(ax)
+    return ax
 
 
 def save(ax: Any, path: Path) -> Path:
@@ -119,6 +142,8 @@ def notes(posterior: Any, summary: Any) -> list[str]:
     for test in summary.tests:
         if test.p_value < 0.05:
             found.append(f"residuals: {test.name} is in doubt, p = {test.p_value:.3f}")
+    if not has_residuals(posterior):
+        return found
     return found + correlation_notes(sk.residuals(posterior)[:, 0])
 
 

@@ -1,5 +1,6 @@
 """The command line: arguments, the demo's files, and what it prints."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 
 import ssmkit as sk
 from ssmkit.cli import main
-from ssmkit.demo import correlation_notes, number
+from ssmkit.demo import correlation_notes, number, outcome_table, run_case
 from ssmkit.demo_cases import CASES, QUICK_CASES
 from ssmkit.report import Stopwatch, heartbeat, table
 
@@ -84,12 +85,25 @@ def test_quick_demo(capsys, tmp_path):
 
 
 def test_cases_are_complete():
-    assert {case.series for case in CASES} == {"nile", "co2"}
+    assert {case.series for case in CASES} == {"nile", "co2", "sp500"}
     assert any(np.isnan(case.load().to_numpy()).any() for case in CASES)
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     engines = {type(case.engine).__name__ for case in CASES}
-    assert engines >= {"GradientFit", "NUTS"}
+    assert engines >= {"GradientFit", "NUTS", "ParticleMetropolisHastings"}
+
+
+@pytest.mark.filterwarnings("ignore:DatetimeIndex.dayofweek is deprecated")  # forecast dates
+def test_a_case_by_particles_has_no_residuals(tmp_path):
+    (case,) = (case for case in CASES if case.name == "sp500-pmmh")
+    size = {"num_warmup": 8, "num_samples": 8, "num_particles": 20, "num_state_draws": 4}
+    small = dataclasses.replace(case, engine=dataclasses.replace(case.engine, **size), last=30)
+    assert abs(small.load().mean()) < 1e-12
+    outcome = run_case(small, tmp_path, say=lambda _: None)
+    names = {"sp500-pmmh.nc", "sp500-pmmh-volatility.png", "sp500-pmmh-forecast.png"}
+    assert {path.name for path in outcome.files} == names
+    assert not any("residuals" in note for note in outcome.notes)
+    assert "not estimated" in outcome_table([outcome])
 
 
 def test_notes_name_the_worst_lag():
