@@ -65,4 +65,11 @@ napoleon_attr_annotations = False
 napoleon_use_rtype = False
 
 # Whose public names must be documented.
-public_modules = ["ssmkit", "ssmkit.smc", "ssmkit.models", "ssmkit.plots", "ssmkit.data", "ssmkit.errors"]
+public_modules = [
+    "ssmkit",
+    "ssmkit.data",
+    "ssmkit.errors",
+    "ssmkit.models",
+    "ssmkit.plots",
+    "ssmkit.smc",
+]

@@ -7,6 +7,7 @@ Both are put together again on the host, from what the structure says.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -19,12 +20,12 @@ from ssmkit.typing import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Named arrays of one shape, in one array of the widest floating type.
+    """Named small arrays, in one vector of the widest floating type.
 
     Attributes:
-        values: ``(count, *shape)``.
+        values: all of their entries.
         names: their names.
-        kinds: their types.
+        kinds: their shapes and types.
     """
 
     values: Array
@@ -33,16 +34,17 @@ class Packed:
 
     def unpack(self) -> dict[str, np.ndarray]:
         """The arrays by name; waits for the step that made them."""
-        values = np.asarray(self.values)
-        pairs = zip(self.names, values, self.kinds, strict=True)
-        return {name: value.astype(kind) for name, value, kind in pairs}
+        ends = np.cumsum([math.prod(shape) for shape, _ in self.kinds])
+        parts = np.split(np.asarray(self.values), ends[:-1])
+        each = zip(self.names, parts, self.kinds, strict=True)
+        return {name: part.reshape(shape).astype(dtype) for name, part, (shape, dtype) in each}
 
 
 def pack(arrays: dict[str, Array]) -> Packed:
-    """Stack named arrays of one shape."""
-    kinds = tuple(a.dtype for a in arrays.values())
-    wide = jnp.result_type(float, *(k for k in kinds if jnp.issubdtype(k, jnp.floating)))
-    values = jnp.stack([a.astype(wide) for a in arrays.values()])
+    """Put named small arrays into one vector."""
+    kinds = tuple((a.shape, a.dtype) for a in arrays.values())
+    wide = jnp.result_type(float, *(k for _, k in kinds if jnp.issubdtype(k, jnp.floating)))
+    values = jnp.concatenate([jnp.ravel(a).astype(wide) for a in arrays.values()])
     return Packed(values, tuple(arrays), kinds)
 
 
