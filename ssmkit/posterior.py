@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, mix
 from ssmkit.errors import NotComputed

@@ -553,3 +553,12 @@ def test_a_noisy_evidence_gives_no_standard_errors_and_no_nuts():
         sk.infer(0, sk.NUTS(sk.SMC(50)), drawn_volatility, RETURNS)
     with pytest.raises(sk.errors.ParameterError, match="scale"):
         sk.infer(0, sk.SMC(50), drawn_volatility, RETURNS)
+
+
+def test_exact_evidence_has_no_error_and_approximate_one_no_standard_error():
+    model, ys = MODELS["linear"]
+    assert float(sk.infer(0, sk.Kalman(), model, ys).log_evidence_se) == 0.0
+    bent = sk.models.AdditiveGaussian(jnp.sin, jnp.tanh, 0.5, 0.5, 0.0, 1.0)
+    posterior = sk.infer(0, sk.ExtendedKalman(), bent, RETURNS)
+    with pytest.raises(sk.errors.NotComputed, match="no Monte Carlo estimate"):
+        _ = posterior.log_evidence_se
