@@ -19,7 +19,7 @@ from ssmkit.posterior import Posterior
 from ssmkit.stream.intake import Spec, spec_of
 from ssmkit.stream.listen import new_alarm
 from ssmkit.stream.packed import Packed
-from ssmkit.stream.step import DRAWS, ONE, SERIES, Setup, State, partition
+from ssmkit.stream.setup import DRAWS, ONE, SERIES, Setup, State, partition
 from ssmkit.typing import Array, Key, PyTree
 
 if TYPE_CHECKING:

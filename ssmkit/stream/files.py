@@ -13,7 +13,7 @@ import numpy as np
 from ssmkit.errors import SaveError
 from ssmkit.stream.begin import Seen, Source
 from ssmkit.stream.intake import Spec
-from ssmkit.stream.step import State, partition
+from ssmkit.stream.setup import State, partition
 
 
 def write_stream(path: str | Path, source: Source, seen: Seen) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,8 @@ from ssmkit.alarm import AlarmState, init_alarm, step_alarm
 from ssmkit.measures import Bounds, pit
 from ssmkit.predictive import observation_bounds
 from ssmkit.smc.recipes import Step
+from ssmkit.stream.setup import Fixed, Setup, State
 from ssmkit.typing import Array, PyTree
-
-if TYPE_CHECKING:
-    from ssmkit.stream.step import Fixed, Setup, State
 
 
 def listen(

@@ -13,7 +13,8 @@ from ssmkit.errors import EngineError, NonFiniteError, NotComputed
 from ssmkit.stream.begin import Seen, Source
 from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs
 from ssmkit.stream.packed import Shared
-from ssmkit.stream.step import Compiled, Fixed, compiled, partition
+from ssmkit.stream.setup import Fixed, partition
+from ssmkit.stream.step import Compiled, compiled
 from ssmkit.typing import Inputs, PyTree
 
 
