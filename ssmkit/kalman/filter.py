@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ssmkit.kalman.affine import AffineGaussian, Linearisation
 from ssmkit.kalman.forms import Form
-from ssmkit.linalg import cholesky_psd, solve_lower
+from ssmkit.linalg import cholesky_psd, compensated_add, solve_lower
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.distributions import Diffuse, moments, square_factor
 from ssmkit.typing import Array, Float, Inputs, PyTree, Scalar
@@ -214,7 +214,7 @@ def update(
     (means, spread, evidence), log_jacobian, used = result
     log_norm = evidence.log_norm + log_jacobian - 0.5 * count * math.log(2 * math.pi)
     evidence = Evidence(evidence.gram, log_norm)
-    total = _add(state.evidence, evidence)
+    total = compensated_add(state.evidence, evidence)
     return GaussianState(means, spread, total), evidence, used
 
 
@@ -227,16 +227,6 @@ def _emission(
     law = kernel.conditional("emission", t, u)
     used = kernel.rule(law, point, kernel.form.factor(state.spread))
     return whiten(used), used
-
-
-def _add(total: Any, increment: Evidence) -> Any:
-    """Compensated (Kahan) addition: long series in float32 keep their digits."""
-    value, owed = total
-    increment = jax.tree.map(jnp.subtract, increment, owed)
-    new = jax.tree.map(jnp.add, value, increment)
-    # rounding has no derivative; without the stop, the gradient would carry it through the scan
-    fixed = jax.lax.stop_gradient((new, value, increment))
-    return new, jax.tree.map(lambda n, v, i: (n - v) - i, *fixed)
 
 
 def step(
