@@ -126,15 +126,15 @@ print(f"first ancestors that survive: {posterior.diagnostics['surviving_ancestor
 # %%
 for name, proposal in {"bootstrap": None, "linearised": sk.Linearised()}.items():
     engine = sk.SMC(num_particles=500, proposal=proposal)
-    again = sk.replicate_evidence(2, sk.infer(0, engine, model, past, keep="final"), 100)
+    again = sk.replicate_evidence(2, sk.infer(0, engine, model, past, keep="final"), 50)
     print(
-        f"{name:10}  {again.log_evidence:.2f} ± {again.log_evidence_se:.2f} nats by 100 runs,",
+        f"{name:10}  {again.log_evidence:.2f} ± {again.log_evidence_se:.2f} nats by 50 runs,",
         end="",
     )
     print(f" {again.per_run_std:.2f} apart")
 
 # %% [markdown]
-# The guided filter's runs are a little closer together, and take about twice as long: twice the
+# The guided filter's runs are a little closer together at most, and take about twice as long: twice the
 # particles would have helped more. One return says little about the variance of that day; a
 # proposal pays where observations are precise.
 #
@@ -238,10 +238,10 @@ plt.show()
 print(again.alarm)
 
 # %% [markdown]
-# While the model holds the bets grow by one a day in the mean, and mostly stay below that. In October
-# 2018 and before Christmas some returns in a row were further out than forecast, and the bets won
-# for a while; the volatility follows within days, and the alarm is not raised. Nor are the misses
-# strange: ten of a hundred are expected, give or take three.
+# While the model holds the bets grow by one a day in the mean, and mostly stay below that. In
+# October 2018 and before Christmas some returns in a row were further out than forecast, and the
+# bets won for a while; the volatility follows within days, and the alarm is not raised. Nor are the
+# misses strange: ten of a hundred are expected, give or take three.
 #
 # ### The next month
 
