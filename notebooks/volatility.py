@@ -134,8 +134,8 @@ for name, proposal in {"bootstrap": None, "linearised": sk.Linearised()}.items()
     print(f" {again.per_run_std:.2f} apart")
 
 # %% [markdown]
-# The guided filter's runs are a little closer together at most, and take about twice as long: twice the
-# particles would have helped more. One return says little about the variance of that day; a
+# The guided filter's runs are a little closer together at most, and take about twice as long: twice
+# the particles would have helped more. One return says little about the variance of that day; a
 # proposal pays where observations are precise.
 #
 # ## The parameters
