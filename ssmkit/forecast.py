@@ -145,7 +145,7 @@ def future_times(times: pd.Index | None, num_steps: int) -> pd.Index | None:
         return pd.period_range(times[-1] + 1, periods=num_steps, freq=times.freq)
     if isinstance(times, pd.DatetimeIndex):
         frequency = times.freq or (pd.infer_freq(times) if len(times) > 2 else None)
-        if frequency is None and len(times) > 10 and not (times.dayofweek >= 5).any():
+        if frequency is None and len(times) > 10 and not (times.day_of_week >= 5).any():
             frequency = "B"  # daily data without week-ends; holidays are not known
         if frequency is None:
             step = pd.Series(times).diff().median()

@@ -93,7 +93,6 @@ def test_cases_are_complete():
     assert engines >= {"GradientFit", "NUTS", "ParticleMetropolisHastings"}
 
 
-@pytest.mark.filterwarnings("ignore:DatetimeIndex.dayofweek is deprecated")  # forecast dates
 def test_a_case_by_particles_has_no_residuals(tmp_path):
     (case,) = (case for case in CASES if case.name == "sp500-pmmh")
     size = {"num_warmup": 8, "num_samples": 8, "num_particles": 20, "num_state_draws": 4}

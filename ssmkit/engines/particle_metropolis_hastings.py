@@ -126,6 +126,7 @@ class ParticleMetropolisHastings:
         parts = run_states(self.evidence, time_key, model, data, options, jnp.zeros(count))
         # the states' engine scores each draw; the evidence of the data is another number
         parts["log_evidence_per_draw"] = parts.pop("log_evidence")
+        parts.pop("log_evidence_se", None)
         parts |= {"params": draws, "diagnostics": report, "state_index": index}
         return Posterior(self, target, data, model, parts, self.evidence)
 
