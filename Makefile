@@ -43,7 +43,8 @@ help: ## list the targets
 test: $(VENV)/.has-test ## run the tests
 	$(CPU) $(JAX_CACHE) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
-# A second leg on a newer Python, and with it newer jax and ArviZ, where the machine has one.
+# A second leg on a newer Python, and with it newer jax and ArviZ, where the machine has one. The
+# long Monte Carlo studies, which prove the method and not the versions, are left to the first leg.
 FIRST_VERSION = $(shell p=$(VENV)/bin/python; [ -x $$p ] || p="$(PYTHON)"; \
 	"$$p" -c 'import sys; print(tuple(sys.version_info[:2]))')
 SECOND_PYTHON = $(call find-python,v in ((3,12),(3,13)) and v != $(FIRST_VERSION),python3.13 python3.12 \
@@ -54,7 +55,8 @@ test-second: ## run the tests again on Python 3.12 or 3.13, where found
 		echo "second leg: no Python 3.12 or 3.13 found, not run"; \
 	else \
 		echo "second leg: $$("$$python" --version)"; \
-		$(MAKE) --no-print-directory test VENV=.venv-second PYTHON="$$python"; \
+		$(MAKE) --no-print-directory test VENV=.venv-second PYTHON="$$python" \
+			PYTEST_ARGS='$(PYTEST_ARGS) -m "not study"'; \
 	fi
 
 demo: $(VENV)/.has-base ## fit real data and show it

@@ -85,6 +85,7 @@ def at_most(share):
     return lambda weights: jnp.sum(weights) ** 2 / jnp.sum(weights**2) <= share * weights.size
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("method", conditional.METHODS)
 @pytest.mark.parametrize("name", ENGINES)
 def test_one_step_leaves_the_smoothing_law_invariant(exact, name, method):
@@ -146,6 +147,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_seen(exact, fault, monkeypatch):
     plant, method, options = FAULTS[fault]
@@ -154,6 +156,7 @@ def test_planted_faults_are_seen(exact, fault, monkeypatch):
     assert worst_error(end, exact) > 1.5 * LIMIT
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("method", conditional.METHODS)
 def test_chains_from_far_off_find_the_smoothing_law(exact, method):
     """Particle Gibbs: eight chains; errors from their own effective sample sizes."""
@@ -178,6 +181,7 @@ def test_chains_from_far_off_find_the_smoothing_law(exact, method):
         assert np.all(abs(values.mean(axis=(0, 1)) - expected) < LIMIT * error)
 
 
+@pytest.mark.study
 def test_the_inverse_evidence_is_unbiased(exact):
     """A theorem on the whole run: with x from the smoothing law, E[1 / Z] is one over Z."""
     ends = one_step(draw(exact, 5), "ancestor", num_particles=20)

@@ -78,6 +78,7 @@ def test_twenty_particles_give_the_exact_posterior(posteriors, grid, number):
     assert posteriors[number].diagnostics["log_evidence_std"] > 1
 
 
+@pytest.mark.study
 def test_an_exact_evidence_is_plain_metropolis_hastings(grid):
     posterior = run(0, PLAIN, keep="final")
     assert max(errors(np.asarray(posterior.params["scale"]), grid)) < 4
@@ -86,6 +87,7 @@ def test_an_exact_evidence_is_plain_metropolis_hastings(grid):
     assert np.all(abs(report["acceptance_rate"] - 0.44) < 0.1)
 
 
+@pytest.mark.study
 def test_forgetting_the_jacobian_is_seen(grid, monkeypatch):
     right = pseudo_marginal.constrain_in_order
     monkeypatch.setattr(
@@ -96,6 +98,7 @@ def test_forgetting_the_jacobian_is_seen(grid, monkeypatch):
     assert max(errors(np.asarray(posterior.params["scale"]), grid)) > 8
 
 
+@pytest.mark.study
 def test_computing_the_current_evidence_anew_is_seen(grid, monkeypatch):
     right = adaptive_walk.step
 
