@@ -489,6 +489,11 @@ def test_log_mean_exp_of_nothing():
 # Errors.
 
 
+def test_the_smoother_shows():
+    assert repr(sk.SMC()) == "sk.SMC(num_particles=1000, smoother='backward')"
+    assert "smoother=None" in repr(sk.SMC(smoother=None))
+
+
 @pytest.mark.parametrize(
     ("engine", "words"),
     [

@@ -132,4 +132,3 @@ class NUTS:
         index = jnp.asarray(np.linspace(0, total - 1, count).round().astype(int))
         chosen = jax.tree.map(lambda a: a[index], draws.flat())
         return build_many(target, chosen), jnp.zeros(count), index
-

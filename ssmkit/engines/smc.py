@@ -84,6 +84,7 @@ class SMC:
     lag: int = 20
 
     evidence_kind = "unbiased"
+    always_shown = ("num_particles", "smoother")
     non_finite_hint = (
         "every particle has weight zero there, or a density is not finite: an observation that the "
         "model holds impossible (an emission with heavier tails), too few particles, or a "

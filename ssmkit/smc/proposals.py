@@ -68,7 +68,7 @@ class Linearised:
     Example:
         >>> import ssmkit as sk
         >>> sk.SMC(num_particles=100, proposal=sk.Linearised())
-        sk.SMC(num_particles=100, proposal=Linearised(iterations=2))
+        sk.SMC(num_particles=100, proposal=Linearised(iterations=2), smoother='backward')
 
     Source: A. Doucet, S. Godsill and C. Andrieu (2000), section II.D.
     """
