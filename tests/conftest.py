@@ -1,5 +1,6 @@
 """Settings every test runs under: CPU, float64, no windows, repeatable random examples."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import hypothesis
 import jax
+import pytest
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 
@@ -20,3 +22,11 @@ if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
 # Compilation makes the first example slow, so a deadline would only report that.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("ci")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_functions_end_with_their_file():
+    """Each holds memory maps, of which Linux grants a process 65,530 and then kills it."""
+    yield
+    jax.clear_caches()
+    gc.collect()
