@@ -240,7 +240,7 @@ class SMC:
 def _told(report: StepReport) -> dict[str, Any]:
     event = report.states.shape[1:]
     return {
-        "predicted": Particles(report.states, report.predicted_log_weights, event),
+        "predicted": Particles(report.predicted_states, report.predicted_log_weights, event),
         "log_likelihood": report.log_likelihood,
         "diagnostics": {"ess": report.ess, "resampled": report.resampled},
     }

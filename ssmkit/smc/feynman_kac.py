@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.linalg import compensated_add
+from ssmkit.measures import effective_sample_size
 from ssmkit.smc.lineage import Lineage, first_lineage, next_lineage
-from ssmkit.smc.weights import effective_sample_size, log_mean_exp
+from ssmkit.smc.weights import log_mean_exp
 from ssmkit.typing import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 
@@ -112,6 +113,7 @@ class StepReport(NamedTuple):
 
 
 Select = Callable[[Key, PyTree, Array, Array | None, PyTree], Selection]
+Pin = Callable[[PyTree, PyTree], PyTree]
 
 
 def draw_noise(key: Key, num_particles: int, shape: tuple[int, ...] | None, dtype: Any) -> Any:
@@ -127,7 +129,7 @@ def first(
     num_particles: int,
     s: PyTree,
     dtype: Any = None,
-    pin: Callable[[PyTree, PyTree], PyTree] | None = None,
+    pin: Pin | None = None,
 ) -> tuple[Cloud, StepReport]:
     """Draw the cloud at the first time and weigh it.
 
@@ -160,7 +162,7 @@ def advance(
     key: Key,
     cloud: Cloud,
     s: PyTree,
-    pin: Callable[[PyTree, PyTree], PyTree] | None = None,
+    pin: Pin | None = None,
 ) -> tuple[Cloud, StepReport]:
     """One step: select ancestors, propose, weigh.
 
@@ -201,6 +203,7 @@ def scan(
     num_steps: int,
     *,
     keep: bool,
+    pin: Pin | None = None,
 ) -> tuple[Cloud, StepReport | None]:
     """Run the loop over times ``1 … num_steps - 1``, with ``fold_in(key, t)`` at time ``t``.
 
@@ -212,13 +215,14 @@ def scan(
         steps: ``t -> s``, what the step at time ``t`` is given.
         num_steps: number of times ``T``, with the first.
         keep: whether to keep the reports; without them memory does not grow with ``T``.
+        pin: as in `advance`.
     """
     cloud, report = begin
     like = jax.tree.map(jnp.result_type, cloud)
 
     def body(carry: tuple[Array, Cloud], _: None) -> tuple[tuple, StepReport | None]:
         t, before = carry
-        after, told = advance(recipe, select, jax.random.fold_in(key, t), before, steps(t))
+        after, told = advance(recipe, select, jax.random.fold_in(key, t), before, steps(t), pin)
         after = jax.tree.map(lambda a, kind: a.astype(kind), after, like)
         return (t + 1, after), told if keep else None
 
@@ -257,7 +261,7 @@ def _weigh(
         selection.log_weights,
         selection.ancestors,
         total,
-        effective_sample_size(log_weights),
+        effective_sample_size(jax.lax.stop_gradient(log_weights)),
         selection.resampled,
     )
     return cloud, report

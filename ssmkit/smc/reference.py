@@ -65,7 +65,7 @@ def scored_anew(recipe: Recipe, model: StateSpaceModel, proposal: Proposal | Non
 
 def run_around(
     particle_filter: ParticleFilter, key: Key, path: Array, steps: Any
-) -> tuple[Cloud, StepReport]:
+) -> tuple[Cloud, Any]:
     """The filter with the reference in slot 0 at every time."""
     recipe, select, count, dtype = particle_filter
 
@@ -74,18 +74,10 @@ def run_around(
             return particles._replace(state=particles.state.at[0].set(path[s.t]))
         return particles.at[0].set(path[s.t])
 
-    cloud, first = feynman_kac.first(
-        recipe, jax.random.fold_in(key, 0), count, steps(0), dtype, pin=pin
-    )
-    like = jax.tree.map(jnp.result_type, cloud)
-
-    def body(cloud: Cloud, t: Array) -> tuple[Cloud, StepReport]:
-        step_key = jax.random.fold_in(key, t)
-        cloud, report = feynman_kac.advance(recipe, select, step_key, cloud, steps(t), pin)
-        return jax.tree.map(lambda a, kind: a.astype(kind), cloud, like), report
-
-    cloud, later = jax.lax.scan(body, cloud, jnp.arange(1, path.shape[0]))
-    return cloud, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, later)
+    first_key = jax.random.fold_in(key, 0)
+    begin = feynman_kac.first(recipe, first_key, count, steps(0), dtype, pin)
+    length = path.shape[0]
+    return feynman_kac.scan(recipe, select, key, begin, steps, length, keep=True, pin=pin)
 
 
 def _keep_first(key: Key, weights: Array) -> Array:

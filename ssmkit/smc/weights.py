@@ -15,12 +15,6 @@ def log_mean_exp(log_values: Float[Array, " N"]) -> Scalar:
     return top + jnp.log(jnp.mean(jnp.exp(log_values - top)))
 
 
-def effective_sample_size(log_weights: Float[Array, " N"]) -> Scalar:
-    r"""\((\sum w)^2 / \sum w^2\) of log weights that are scaled to mean one."""
-    weights = jnp.exp(jax.lax.stop_gradient(log_weights))
-    return jnp.sum(weights) ** 2 / jnp.sum(weights**2)
-
-
 @jax.custom_jvp
 def surrogate(log_value: Array) -> Array:
     r"""Zero, with the derivative of its argument.

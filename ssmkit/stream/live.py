@@ -29,12 +29,11 @@ class Stream:
     A step that cannot be used (an observation that the model holds impossible, particles that
     have all died) is counted in ``diagnostics["skipped"]`` and taken as one with nothing observed.
 
-    One by one, by `update_many` and by ``sk.infer`` a series gives the same numbers: the same step
-    with the same keys. On one machine and one set of versions a stream that was saved and read
-    goes on with the same bits as one that was not. `update`, `update_many` and `infer` are three
-    programs: where tested their bits agree too for models with a proper start, and for diffuse
-    ones, which XLA fuses in other ways, all but the last. Members of a bank agree with
-    streams of their own to rounding (Gaussian and finite engines), or in law (particles).
+    On one machine and one set of versions a stream that was saved and read goes on with the same
+    bits as one that was not. One by one, by `update_many` and by ``sk.infer`` a series gives the
+    same numbers to rounding: the same step with the same keys, in three programs, each of which
+    XLA fuses in its own way. Members of a bank agree with streams of their own to rounding
+    (Gaussian and finite engines), or in law (particles).
 
     Example:
         >>> import ssmkit as sk

@@ -18,7 +18,7 @@ from jax.scipy.special import logsumexp
 
 from ssmkit.beliefs import Labels, mix
 from ssmkit.linalg import compensated_add
-from ssmkit.smc.weights import effective_sample_size
+from ssmkit.measures import effective_sample_size
 from ssmkit.stream.listen import listen
 from ssmkit.stream.mixture import over_time
 from ssmkit.stream.packed import Packed, Shared, pack, share
