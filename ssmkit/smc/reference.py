@@ -12,7 +12,7 @@ from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import log_density
 from ssmkit.models.observation import feasible
 from ssmkit.smc import feynman_kac
-from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, Selection, StepReport
+from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, Selection
 from ssmkit.smc.filter import ParticleFilter
 from ssmkit.smc.proposals import Proposal, own_law
 from ssmkit.smc.recipes import Proposed, Step, log_emission
