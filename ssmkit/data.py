@@ -49,7 +49,7 @@ def names() -> list[str]:
     Example:
         >>> import ssmkit as sk
         >>> sk.data.names()
-        ['co2', 'eurusd', 'macrodata', 'nile', 'sp500', 'sunspots']
+        ['co2', 'currencies', 'eurusd', 'macrodata', 'nile', 'sp500', 'sunspots']
     """
     return sorted(_catalogue())
 

@@ -21,6 +21,7 @@ EXPECTED = {
     "macrodata": ("1959-01-01", "2009-07-01", 203, "QS-JAN", 2),
     "sp500": ("1999-01-05", "2018-12-31", 5030, None, 0),
     "eurusd": ("1999-01-05", "2025-12-31", 6912, None, 0),
+    "currencies": ("1999-02-01", "2025-12-01", 323, "MS", 0),
 }
 
 every_name = pytest.mark.parametrize("name", EXPECTED)
@@ -94,6 +95,17 @@ def test_returns_are_in_per_cent(name: str) -> None:
     assert 0.3 < data.load(name).std() < 3.0
 
 
+def test_currencies_are_returns_against_the_dollar() -> None:
+    currencies = data.load("currencies")
+    assert currencies.std().between(1.0, 5.0).all()
+    # the daily returns of a month add up to that month's
+    monthly = data.load("eurusd").resample("MS").sum()["1999-02":]
+    np.testing.assert_allclose(currencies["eur"], monthly, atol=1e-4)
+    # the yen rose in October 2008, when all others fell
+    crisis = currencies.loc["2008-10-01"]
+    assert list(crisis[crisis > 0].index) == ["jpy"]
+
+
 def test_loads_share_nothing() -> None:
     first = data.load("macrodata")
     first.attrs["units"]["cpi"] = "changed"
@@ -111,7 +123,7 @@ def test_unknown_name(name: object, part: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         data.load(name)  # pyright: ignore[reportArgumentType]
     assert part in str(caught.value)
-    assert "co2, eurusd, macrodata, nile, sp500, sunspots" in str(caught.value)
+    assert "co2, currencies, eurusd, macrodata, nile, sp500, sunspots" in str(caught.value)
 
 
 def test_the_wheel_holds_the_data() -> None:
