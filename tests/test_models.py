@@ -9,15 +9,19 @@ import pytest
 import scipy.stats
 from scipy.integrate import solve_ivp
 
+import ssmkit as sk
 from ssmkit import models
 from ssmkit.errors import DataError, ModelError, ParameterError, ShapeError
 from ssmkit.models import (
     AdditiveGaussian,
     Diffuse,
     DiscreteHMM,
+    GaussianDrift,
     Growth,
+    HodgkinHuxley,
     LinearGaussian,
     Lorenz63,
+    MultivariateStochasticVolatility,
     Pendulum,
     PoissonCounts,
     SingularNormal,
@@ -25,6 +29,8 @@ from ssmkit.models import (
     log_joint,
     simulate,
 )
+from ssmkit.models.base import simulate_series
+from ssmkit.models.hodgkin_huxley import rates
 
 KEY = jax.random.key(0)
 STAY = np.array([[0.9, 0.1], [0.2, 0.8]])
@@ -63,9 +69,17 @@ def varying():
     )
 
 
+def assets(**changes):
+    arrays = {"mean": [0.3, -1.0], "persistence": [0.9, -0.5], "scale": [0.4, 0.6]}
+    return MultivariateStochasticVolatility(**(arrays | {"beta": [0.5, 2.0]} | changes))
+
+
 ZOO = {
     "linear": lambda: LinearGaussian(**matrices()),
     "volatility": lambda: StochasticVolatility(-1.0, 0.9, 0.3),
+    "volatilities": assets,
+    "drift": lambda: GaussianDrift(0.7, 1.3),
+    "neuron": lambda: HodgkinHuxley(13.0),
     "pendulum": Pendulum,
     "lorenz": lambda: Lorenz63(observed=(0, 2)),
     "growth": Growth,
@@ -100,7 +114,7 @@ def both_log_joints(model, xs, ys):
     return log_joint(model, xs, ys), by_hand
 
 
-@pytest.mark.parametrize("name", ["linear", "counts", "hmm"])
+@pytest.mark.parametrize("name", ["linear", "counts", "hmm", "volatilities", "drift", "neuron"])
 def test_models_keep_float32(name):
     model = jax.tree.map(
         lambda a: jnp.asarray(a, jnp.float32) if eqx.is_inexact_array_like(a) else a, ZOO[name]()
@@ -130,6 +144,56 @@ def test_volatility_is_stationary_with_the_moments_of_the_formula():
     within((xs - mean) ** 2, np.full(6, variance))
     within((xs[:, 0] - mean) * (xs[:, 3] - mean), persistence**3 * variance)
     within(ys**2, np.full(6, np.exp(mean + variance / 2)), errors=6)
+
+
+def test_volatilities_are_their_formulas_asset_by_asset():
+    model = assets()
+    mean, phi, scale, beta = (np.asarray(leaf) for leaf in jax.tree.leaves(model))
+    xs, ys = simulate(0, model, 4)
+    means = np.concatenate([mean[None], mean + phi * (xs[:-1] - mean)])  # x_0 ~ N(mean, scale^2)
+    states = scipy.stats.norm(means, scale).logpdf(xs).sum()
+    returns = scipy.stats.norm(0.0, beta * np.exp(np.asarray(xs) / 2)).logpdf(ys)
+    np.testing.assert_allclose(log_joint(model, xs, ys), states + returns.sum(), rtol=1e-10)
+    gaps = np.array([[1, 1], [1, 0], [0, 0], [0, 1]], bool)
+    seen = np.where(gaps, returns, 0.0).sum()
+    holes = jnp.where(gaps, ys, jnp.nan)
+    np.testing.assert_allclose(log_joint(model, xs, holes), states + seen, rtol=1e-10)
+
+
+def test_mean_and_beta_of_volatilities_are_one_parameter():
+    shift = np.array([0.7, -0.4])
+    model = assets()
+    other = assets(mean=model.mean + shift, beta=model.beta * np.exp(-shift / 2))
+    (xs, ys), (moved, same) = simulate(0, model, 30), simulate(0, other, 30)
+    np.testing.assert_allclose(moved, xs + shift, rtol=1e-10)
+    np.testing.assert_allclose(same, ys, rtol=1e-10)
+
+
+def test_drift_seen_at_its_end_has_the_law_of_the_formula():
+    drift, scale = 0.7, 1.3
+    for steps in (1, 6):
+        ys = jnp.full(steps, jnp.nan).at[-1].set(2.5)
+        found = sk.log_evidence(KEY, sk.ExtendedKalman(), GaussianDrift(drift, scale), ys)
+        law = scipy.stats.norm((steps + 1) * drift, scale * np.sqrt(steps + 1))
+        np.testing.assert_allclose(found, law.logpdf(2.5), rtol=1e-10)
+
+
+def test_drift_has_the_lookahead_and_the_proposal_of_the_formula():
+    """Step by step from the end: transition x lookahead = proposal x lookahead of one step more."""
+    drift, scale, y, before = 0.7, 1.3, 2.5, -0.4
+    model = GaussianDrift(drift, scale)
+    x = jnp.linspace(-3.0, 3.0, 5)
+
+    def lookahead(n, x):
+        return scipy.stats.norm(x + n * drift, scale * np.sqrt(n)).logpdf(y)
+
+    emission = jax.vmap(lambda x: model.emission(x, None).log_prob(y))(x)
+    np.testing.assert_allclose(emission, lookahead(1, x), rtol=1e-10)
+    transition = jax.vmap(model.transition(jnp.array(before), None).log_prob)(x)
+    for n in (1, 2, 7):
+        mean, width = (n * before + y) / (n + 1), scale * np.sqrt(n / (n + 1))
+        split = scipy.stats.norm(mean, width).logpdf(x) + lookahead(n + 1, before)
+        np.testing.assert_allclose(transition + lookahead(n, x), split, rtol=1e-10)
 
 
 def test_counts_have_the_log_normal_moments():
@@ -250,6 +314,15 @@ BAD = {
     "persistence": (lambda: StochasticVolatility(0.0, 1.0, 1.0), ParameterError, "persistence"),
     "scale": (lambda: StochasticVolatility(0.0, 0.5, 0.0), ParameterError, "scale must be pos"),
     "vector": (lambda: StochasticVolatility(np.zeros(2), 0.5, 1.0), ShapeError, "mean"),
+    "assets": (lambda: assets(beta=[1.0]), ShapeError, r"beta \(1,\)"),
+    "shared": (lambda: assets(mean=0.0), ShapeError, r"jnp.full\(D, value\)"),
+    "one asset": (lambda: assets(persistence=[0.9, -1.0]), ParameterError, "persistence"),
+    "no returns": (lambda: assets(beta=[1.0, 0.0]), ParameterError, "beta must be positive"),
+    "drifts": (lambda: GaussianDrift(np.zeros(2)), ShapeError, "drift"),
+    "still": (lambda: GaussianDrift(1.0, 0.0), ParameterError, "scale must be positive"),
+    "currents": (lambda: HodgkinHuxley(np.ones(2)), ShapeError, "current"),
+    "channel": (lambda: HodgkinHuxley(1.0, -1.0), ParameterError, "sodium_conductance"),
+    "no time": (lambda: HodgkinHuxley(1.0, time_step=0.0), ParameterError, "time_step"),
     "walk": (lambda: PoissonCounts(0.0, 1.0, 1.0), ParameterError, "initial_scale"),
     "coordinates": (lambda: Lorenz63(observed=(3,)), ParameterError, "observed"),
     "rows": (
@@ -299,6 +372,9 @@ def test_models_are_built_from_traced_parameters():
             LinearGaussian(**matrices(transition_cov=scale * jnp.eye(2))).transition_cov[0, 0],
             hmm.emission(1, None).mean,
             Lorenz63(rho=scale).flow(jnp.ones(3))[1],
+            assets(beta=scale * jnp.ones(2)).emission(jnp.ones(2), None).variance[0],
+            GaussianDrift(scale, scale).initial(None).log_prob(2.0),
+            HodgkinHuxley(scale, scale).flow(jnp.ones(4))[0],
             Pendulum(diffusion=scale).transition(jnp.ones(2), None).scale_tril[0, 0],
         ]
         return sum(built)
@@ -328,6 +404,93 @@ def test_lorenz_flow_is_the_ode_to_fourth_order():
     assert error(8) < 1e-4
     assert 10 < error(4) / error(8) < 25  # halving the step divides the error by about 2^4
     assert Lorenz63(observed=[2, 0]).observation_names == ("c", "a")
+
+
+def euler_step(x, current):
+    """One step of the source's neuron, in the words of its papers."""
+    v, (n, m, h) = 10 * x[0], 1 / (1 + np.exp(-x[1:]))
+    dv = current - 120 * m**3 * h * (v - 50) - 20 * n**4 * (v + 80) - 0.3 * (v + 55.4)
+    alpha_n = 0.01 * (v + 55) / (1 - np.exp(-(v + 55) / 10))
+    alpha_m = 0.1 * (v + 35) / (1 - np.exp(-(v + 35) / 10))
+    alpha_h = 0.07 * np.exp(-(v + 50) / 20)
+    beta_n, beta_m = 0.125 * np.exp(-(v + 65) / 80), 4 * np.exp(-(v + 65) / 18)
+    beta_h = 1 / (1 + np.exp(-(v + 35) / 10))
+    gates = [(n, alpha_n, beta_n), (m, alpha_m, beta_m), (h, alpha_h, beta_h)]
+    gates = [g + 0.02 * (alpha * (1 - g) - beta * g) for g, alpha, beta in gates]
+    gates = np.clip(gates, 1e-5, 1 - 1e-5)
+    return np.array([(v + 0.02 * dv) / 10, *np.log(gates / (1 - gates))])
+
+
+def test_neuron_makes_the_euler_step_of_the_source():
+    model = HodgkinHuxley(13.0)
+    states = np.random.default_rng(0).normal([-4.5, -1.0, -1.0, 0.0], [4.0, 2.0, 3.0, 2.0], (40, 4))
+    states[0] = [-14.0, 12.0, 2.0, 14.0]  # the step closes gate m altogether; n and h are open
+    expected = [euler_step(x, 13.0) for x in states]
+    assert np.isclose(expected[0][2], np.log(1e-5 / (1 - 1e-5)))
+    np.testing.assert_allclose(jax.vmap(model.flow)(states), expected, rtol=1e-9)
+    law = model.transition(jnp.asarray(states[1]), None)
+    np.testing.assert_allclose(law.mean, expected[1], rtol=1e-9)
+    widths = np.array([0.3, 0.1, 0.1, 0.1]) * np.sqrt(0.02)
+    np.testing.assert_allclose(law.variance, widths**2, rtol=1e-9)
+    seen = model.emission(jnp.asarray(states[1]), None)
+    np.testing.assert_allclose([seen.mean, seen.variance], [states[1][0], 0.25], rtol=1e-9)
+
+
+def test_neuron_starts_about_rest():
+    start = HodgkinHuxley(13.0).initial(None)
+    opening, closing = rates(-65.0)
+    gates = jax.nn.sigmoid(start.mean[1:])
+    np.testing.assert_allclose(opening * (1 - gates), closing * gates, rtol=1e-10)
+    assert float(start.mean[0]) == -6.5
+    np.testing.assert_allclose(start.variance, [6.25, 1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(("gate", "voltage", "limit"), [(0, -55.0, 0.1), (1, -35.0, 1.0)])
+def test_rates_of_the_neuron_are_smooth_where_they_are_nought_over_nought(gate, voltage, limit):
+    def opening(v):
+        return rates(v)[0][gate]
+
+    # z / (1 - exp(-z)) = 1 + z/2 + z^2/12 - ..., with z a tenth of the voltage
+    derivatives = [opening, jax.grad(opening), jax.grad(jax.grad(opening))]
+    found = [float(f(voltage)) for f in derivatives]
+    np.testing.assert_allclose(found, [limit, limit / 20, limit / 600], rtol=1e-12)
+    for z in np.array([-0.0101, -0.0099, -1e-7, 1e-7, 0.0099, 0.0101]):
+        expected = limit * z / -np.expm1(-z)
+        np.testing.assert_allclose(opening(voltage + 10 * z), expected, rtol=1e-12)
+    assert np.all(np.isfinite(jax.vmap(jax.grad(opening))(voltage + jnp.linspace(-1.0, 1.0, 201))))
+
+
+def test_neurons_spike_and_their_gradients_are_finite():
+    neurons, num_steps = 64, 2001  # 40 ms
+    states, ys = simulate(0, HodgkinHuxley(13.0), num_steps, num_series=neurons)
+    voltage = 10 * np.asarray(states[..., 0])
+    spikes = np.sum((voltage[:, 1:] > 0) & (voltage[:, :-1] <= 0), axis=1)
+    assert spikes.min() >= 1 and spikes.max() <= 6 and 2.5 < spikes.mean() < 4
+    settled = voltage[:, 250:]  # the start is 25 mV wide
+    assert settled.min() > -90 and 30 < settled.max() < 60
+    silent = 10 * np.asarray(simulate(0, HodgkinHuxley(0.0), 1001).states[250:, 0])
+    assert silent.max() < -40
+
+    ys = jnp.where(jnp.arange(num_steps) % 50 == 0, ys, jnp.nan)
+
+    def joint(current, states, ys):
+        return log_joint(HodgkinHuxley(current), states, ys)
+
+    slopes = jax.vmap(jax.value_and_grad(joint, argnums=(0, 1)), in_axes=(None, 0, 0))
+    value, (score, slope) = jax.jit(slopes)(13.0, states, ys)
+    assert all(np.all(np.isfinite(a)) for a in (value, score, slope))
+    within(score, 0.0)  # the score has mean zero under its own model
+
+
+def test_gradient_of_a_whole_path_of_the_neuron_is_finite():
+    def mean_voltage(current, key):
+        return simulate_series(key, HodgkinHuxley(current), 2001).states[:, 0].mean()
+
+    slope = jax.jit(jax.vmap(jax.grad(mean_voltage), in_axes=(None, 0)))
+    slopes = slope(13.0, jax.random.split(KEY, 64))
+    assert np.all(np.isfinite(slopes)) and np.mean(slopes) > 0  # current depolarises
+    flow = jax.vmap(jax.jacfwd(HodgkinHuxley(13.0).flow))
+    assert np.all(np.isfinite(flow(jnp.array([[1e4, 50.0, -50.0, 0.0], [-1e4, -50.0, 50.0, 0.0]]))))
 
 
 def test_growth_knows_the_time():

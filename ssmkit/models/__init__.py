@@ -4,9 +4,12 @@ from ssmkit.models.additive_gaussian import AdditiveGaussian
 from ssmkit.models.base import Simulation, StateSpaceModel, log_joint, simulate
 from ssmkit.models.discrete_hmm import DiscreteHMM
 from ssmkit.models.distributions import Diffuse, SingularNormal
+from ssmkit.models.gaussian_drift import GaussianDrift
 from ssmkit.models.growth import Growth
+from ssmkit.models.hodgkin_huxley import HodgkinHuxley
 from ssmkit.models.linear_gaussian import LinearGaussian
 from ssmkit.models.lorenz import Lorenz63
+from ssmkit.models.multivariate_volatility import MultivariateStochasticVolatility
 from ssmkit.models.observation import observed_log_prob
 from ssmkit.models.pendulum import Pendulum
 from ssmkit.models.poisson_counts import PoissonCounts
@@ -28,11 +31,14 @@ __all__ = [
     "Cycle",
     "Diffuse",
     "DiscreteHMM",
+    "GaussianDrift",
     "Growth",
+    "HodgkinHuxley",
     "LinearGaussian",
     "LocalLevel",
     "LocalLinearTrend",
     "Lorenz63",
+    "MultivariateStochasticVolatility",
     "Pendulum",
     "PoissonCounts",
     "Regression",

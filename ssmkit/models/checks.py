@@ -60,6 +60,22 @@ def require_scalars(owner: object, **values: Number) -> None:
             )
 
 
+def require_vectors(owner: object, **values: Array) -> None:
+    """Refuse parameters that are not vectors of one length.
+
+    Raises:
+        ShapeError: their shapes are not ``(D,)`` with one ``D``.
+    """
+    shapes = {name: jnp.shape(value) for name, value in values.items()}
+    if len(set(shapes.values())) > 1 or len(next(iter(shapes.values()))) != 1:
+        raise ShapeError(
+            f"{type(owner).__name__}: {', '.join(values)} must be vectors of one length.",
+            got=", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+            expected="shape (D,) for all of them",
+            fix="jnp.full(D, value) for a value that all share",
+        )
+
+
 def require_at_least_zero(owner: object, **values: Number) -> None:
     """Refuse scalars that are known to be negative or nan.
 
@@ -94,8 +110,18 @@ def require_positive(owner: object, **values: Number) -> None:
         ShapeError: one of them has axes.
         ParameterError: one of them is zero, negative or nan.
     """
-    require_at_least_zero(owner, **values)
+    require_scalars(owner, **values)
+    require_all_positive(owner, **values)
+
+
+def require_all_positive(owner: object, **values: Number) -> None:
+    """Refuse arrays that are known to hold a number that is not positive.
+
+    Raises:
+        ParameterError: one of them holds zero, a negative number or nan.
+    """
     for name, value in values.items():
+        require_no_negative(owner, name, value)
         if is_zero(value):
             raise ParameterError(
                 f"{type(owner).__name__}: {name} must be positive.",
@@ -113,7 +139,16 @@ def require_stationary(owner: object, persistence: Number) -> None:
         ParameterError: it is outside.
     """
     require_scalars(owner, persistence=persistence)
-    if is_known(persistence) and not np.abs(np.asarray(persistence)) < 1:
+    require_all_stationary(owner, persistence)
+
+
+def require_all_stationary(owner: object, persistence: Number) -> None:
+    """Refuse an array of persistences of which one is known to be outside (-1, 1).
+
+    Raises:
+        ParameterError: one is outside.
+    """
+    if is_known(persistence) and not np.all(np.abs(np.asarray(persistence)) < 1):
         raise ParameterError(
             f"{type(owner).__name__}: persistence must be inside (-1, 1).",
             got=persistence,
