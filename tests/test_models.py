@@ -460,16 +460,19 @@ def test_rates_of_the_neuron_are_smooth_where_they_are_nought_over_nought(gate, 
     assert np.all(np.isfinite(jax.vmap(jax.grad(opening))(voltage + jnp.linspace(-1.0, 1.0, 201))))
 
 
+def num_spikes(voltage):
+    return np.sum((voltage[:, 1:] > 0) & (voltage[:, :-1] <= 0), axis=1)
+
+
 def test_neurons_spike_and_their_gradients_are_finite():
     neurons, num_steps = 64, 2001  # 40 ms
     states, ys = simulate(0, HodgkinHuxley(13.0), num_steps, num_series=neurons)
-    voltage = 10 * np.asarray(states[..., 0])
-    spikes = np.sum((voltage[:, 1:] > 0) & (voltage[:, :-1] <= 0), axis=1)
-    assert spikes.min() >= 1 and spikes.max() <= 6 and 2.5 < spikes.mean() < 4
-    settled = voltage[:, 250:]  # the start is 25 mV wide
-    assert settled.min() > -90 and 30 < settled.max() < 60
-    silent = 10 * np.asarray(simulate(0, HodgkinHuxley(0.0), 1001).states[250:, 0])
-    assert silent.max() < -40
+    voltage = 10 * np.asarray(states[:, 250:, 0])  # the start is 25 mV wide
+    assert voltage.min() > -90 and 30 < voltage.max() < 60
+    spikes = num_spikes(voltage)
+    assert 1 <= spikes.min() and spikes.max() <= 5 and 2 < spikes.mean() < 3
+    inhibited = simulate(0, HodgkinHuxley(-20.0), num_steps, num_series=neurons).states
+    assert num_spikes(10 * np.asarray(inhibited[:, 250:, 0])).mean() < 0.2
 
     ys = jnp.where(jnp.arange(num_steps) % 50 == 0, ys, jnp.nan)
 
