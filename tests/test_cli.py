@@ -93,6 +93,7 @@ def test_cases_are_complete():
     assert engines >= {"GradientFit", "NUTS", "ParticleMetropolisHastings"}
 
 
+@pytest.mark.study
 def test_a_case_by_particles_has_no_residuals(tmp_path):
     (case,) = (case for case in CASES if case.name == "sp500-pmmh")
     size = {"num_warmup": 8, "num_samples": 8, "num_particles": 20, "num_state_draws": 4}

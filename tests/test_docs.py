@@ -32,6 +32,7 @@ def on_path(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.study
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_page_runs_as_printed(name, on_path, capsys):
     run_blocks(DOCS / name)
@@ -125,6 +126,7 @@ def test_grid_engine_refuses_what_it_cannot_do(on_path):
         sk.infer(0, engine, sk.models.LocalLevel(1.0, 1.0), np.zeros(5))
 
 
+@pytest.mark.study
 def test_evidences_of_the_engines_page(on_path):
     model = on_path("ricker").Ricker(growth_rate=0.5, capacity=50.0, scale=0.2)
     counts = sk.simulate(0, model, 60).observations
