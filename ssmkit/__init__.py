@@ -7,7 +7,9 @@ how; ``infer(key, engine, target, ys)`` returns a *posterior*. All public names 
 
 from ssmkit import data as data
 from ssmkit import errors as errors
+from ssmkit import learned as learned
 from ssmkit import models as models
+from ssmkit import objectives as objectives
 from ssmkit import plots as plots
 from ssmkit import smc as smc
 from ssmkit.alarm import Alarm as Alarm
@@ -29,6 +31,7 @@ from ssmkit.engines.options import optimizer as optimizer
 from ssmkit.engines.particle_metropolis_hastings import (
     ParticleMetropolisHastings as ParticleMetropolisHastings,
 )
+from ssmkit.engines.sixo import SIXO as SIXO
 from ssmkit.engines.smc import SMC as SMC
 from ssmkit.engines.unscented_kalman import UnscentedKalman as UnscentedKalman
 from ssmkit.evidence import log_evidence as log_evidence

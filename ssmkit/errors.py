@@ -88,3 +88,7 @@ class ComparisonError(SsmkitError, ValueError):
 
 class SaveError(SsmkitError, ValueError):
     """A file is damaged, of another version, or refers to code that was not handed in."""
+
+
+class LearningWarning(UserWarning):
+    """Learning takes long, or did not work as it should; the text says what to try."""

@@ -128,12 +128,15 @@ def _fixed_model(engine: Any, target: Any) -> Any:
 
 def _check_start(engine: Any, target: Any, data: Any, *, batched: bool) -> None:
     """Dry run of the model that a program builds at its start values."""
-    evidence = engine.evidence
+    evidence = getattr(engine, "evidence", engine)
+    if not isinstance(target, Program) and evidence is engine:
+        check_model(engine, target, data, batched=batched)
+        return
     usable = hasattr(evidence, "check") and not isinstance(evidence, type)
     if not isinstance(target, Program) or not usable:
         return  # the engine itself says what is wrong
     values = {name: site.value for name, site in free_sites(target).items()}
-    check_model(engine.evidence, build(target, values), data, batched=batched)
+    check_model(evidence, build(target, values), data, batched=batched)
 
 
 def check_model(engine: Any, model: Any, data: Any, *, batched: bool) -> None:
@@ -149,6 +152,9 @@ def apply(posterior: Posterior, ys: Any, us: Inputs, observed: Any, *, key: Key 
     refuse_tracers("Posterior.apply", key, ys, us, observed)
     data = as_data(ys, us, observed, batched=False)
     engine, model = posterior.state_engine, posterior.model
+    if engine is posterior.engine and posterior.parts.get("learned") is not None:
+        learned = posterior.learned
+        return infer(key, engine, posterior.target, ys, us, observed, learned=learned)
     weights = posterior.parts["state_log_weights"]
     single = weights.shape[0] == 1
     one = model if single else jax.tree.map(lambda a: a[0], model)

@@ -33,6 +33,7 @@ class RunOptions:
     callback: Callable[[dict[str, Any]], Any] | None = None
     batched: bool = False
     learned: Any = None
+    checkpoint: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

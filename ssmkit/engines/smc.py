@@ -6,28 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.options import short_repr
+from ssmkit.engines.particle_parts import parts_of, scheme_of
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Cloud, StepReport
-from ssmkit.smc.filter import (
-    ParticleFilter,
-    floating_type,
-    forecast,
-    particles_like,
-    states_of,
-    step_diagnostics,
-)
-from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
+from ssmkit.smc.filter import ParticleFilter, floating_type, forecast, states_of
+from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import Proposed, Step, at_the_mean, auxiliary, bootstrap, guided
-from ssmkit.smc.resampling import SCHEMES, Criterion, Scheme, multinomial, selector
-from ssmkit.smc.smoothers import ParticlePaths
+from ssmkit.smc.resampling import Criterion, Scheme, selector
 from ssmkit.smc.started import started
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
@@ -108,12 +99,8 @@ class SMC:
         if self.lookahead is not None:
             ahead = at_the_mean if isinstance(self.lookahead, str) else self.lookahead
             recipe = auxiliary(recipe, model, ahead)
-        select = selector(self._scheme, self.threshold)
+        select = selector(scheme_of(self), self.threshold)
         return ParticleFilter(recipe, select, self.num_particles, dtype)
-
-    @property
-    def _scheme(self) -> Scheme:
-        return self.resampling if callable(self.resampling) else SCHEMES[self.resampling]
 
     def log_evidence(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
@@ -133,43 +120,8 @@ class SMC:
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         particle_filter = self.filter(model, Step(0, ys[0], input_at(us, 0), input_at(mask, 0)))
-        cloud, steps = particle_filter.run(key, (ys, us, mask), keep=keep == "all")
-        states = states_of(cloud.particles)
-        event = states.shape[1:]
-        parts: dict[str, Any] = {
-            "log_evidence": cloud.log_evidence,
-            "log_evidence_se": log_evidence_se(
-                cloud.lineage, cloud.log_weights, is_multinomial=self._scheme is multinomial
-            ),
-            "final": Particles(states, cloud.log_weights, event),
-            "carry": cloud,
-            "run": {"surviving_ancestors": num_survivors(cloud.lineage)},
-        }
-        if steps is None:
-            return parts
-        parts |= {
-            "log_likelihood": steps.log_likelihood,
-            "predicted": Particles(steps.predicted_states, steps.predicted_log_weights, event),
-            "filtered": Particles(steps.states, steps.log_weights, event),
-            "steps": step_diagnostics(steps),
-            "carries": {
-                "particles": particles_like(cloud.particles, steps),
-                "log_weights": steps.log_weights,
-            },
-        }
-        return parts | self._smoothed(key, model, us, steps)
-
-    def _smoothed(
-        self, key: Key, model: StateSpaceModel, us: Inputs, steps: StepReport
-    ) -> dict[str, Any]:
-        if self.smoother is None:
-            return {}
-        arrays, frame = eqx.partition(model, eqx.is_array)
-        history = (steps.states, steps.log_weights, steps.ancestors)
-        paths = ParticlePaths(*history, arrays, us, frame, self.smoother, self.num_moves, self.lag)
-        # times are folded in as 0, 1, …; no time has the largest tag
-        smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
-        return {"states": (paths.marginals(smooth_key, self.num_paths), paths)}
+        run = particle_filter.run(key, (ys, us, mask), keep=keep == "all")
+        return parts_of(self, key, model, us, run)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
         """Refuse what a stream would get wrong: it does not smooth, or draw a start once begun."""

@@ -31,33 +31,7 @@ def check_options(engine: Any) -> None:
     Raises:
         OptionError: names the option, what it was and what it can be.
     """
-    least = {"num_particles": 2, "num_paths": 1, "num_moves": 1, "lag": 0}
-    for name, low in least.items():
-        value = getattr(engine, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise OptionError(
-                f"sk.SMC: {name} is no number that can be used.",
-                got=repr(value),
-                expected=f"an integer ≥ {low}",
-                fix=f"{name}={max(low, 1000 if name == 'num_particles' else low)}",
-            )
-    if not callable(engine.resampling) and engine.resampling not in SCHEMES:
-        raise OptionError(
-            "sk.SMC: unknown resampling scheme.",
-            got=repr(engine.resampling),
-            expected=[*SCHEMES, "or a function (key, weights) -> ancestors"],
-        )
-    if not callable(engine.threshold) and not 0 <= engine.threshold <= 1:
-        raise OptionError(
-            "sk.SMC: threshold is a share of the particles.",
-            got=engine.threshold,
-            expected="a number from 0 (never resample) to 1 (always), or a function of the weights",
-            fix="threshold=0.5",
-        )
-    if engine.smoother is not None and engine.smoother not in SMOOTHERS:
-        raise OptionError(
-            "sk.SMC: unknown smoother.", got=repr(engine.smoother), expected=[*SMOOTHERS, None]
-        )
+    check_cloud_options(engine)
     if isinstance(engine.lookahead, str) and engine.lookahead != "mean":
         raise OptionError(
             "sk.SMC: unknown lookahead.",
@@ -70,6 +44,42 @@ def check_options(engine: Any) -> None:
             got=repr(engine.proposal),
             expected="None, sk.Linearised(), or sk.Proposal(transition)",
             fix="proposal=sk.Proposal(your_function)",
+        )
+
+
+def check_cloud_options(engine: Any) -> None:
+    """Refuse impossible options of any engine by particles.
+
+    Raises:
+        OptionError: names the option, what it was and what it can be.
+    """
+    kind = f"sk.{type(engine).__name__}"
+    least = {"num_particles": 2, "num_paths": 1, "num_moves": 1, "lag": 0}
+    for name, low in least.items():
+        value = getattr(engine, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise OptionError(
+                f"{kind}: {name} is no number that can be used.",
+                got=repr(value),
+                expected=f"an integer ≥ {low}",
+                fix=f"{name}={max(low, 1000 if name == 'num_particles' else low)}",
+            )
+    if not callable(engine.resampling) and engine.resampling not in SCHEMES:
+        raise OptionError(
+            f"{kind}: unknown resampling scheme.",
+            got=repr(engine.resampling),
+            expected=[*SCHEMES, "or a function (key, weights) -> ancestors"],
+        )
+    if not callable(engine.threshold) and not 0 <= engine.threshold <= 1:
+        raise OptionError(
+            f"{kind}: threshold is a share of the particles.",
+            got=engine.threshold,
+            expected="a number from 0 (never resample) to 1 (always), or a function of the weights",
+            fix="threshold=0.5",
+        )
+    if engine.smoother is not None and engine.smoother not in SMOOTHERS:
+        raise OptionError(
+            f"{kind}: unknown smoother.", got=repr(engine.smoother), expected=[*SMOOTHERS, None]
         )
 
 
@@ -88,11 +98,11 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
     _sampled("transition", lambda: here.transition(_zeros(x), u))
     y = _sampled("emission", lambda: here.emission(_zeros(x), u))
     if engine.smoother in NEED_DENSITY:
-        _require_density(engine, lambda: here.transition(_zeros(x), u))
+        require_density(f"smoother={engine.smoother!r}", model, us)
     if isinstance(engine.proposal, Proposal):
-        _require_density(engine, lambda: here.transition(_zeros(x), u))
+        require_density(f"{engine.proposal!r}", model, us)
         _check_proposal(engine.proposal, model, Step(0, _zeros(y), u, None), _zeros(x))
-    if engine.lookahead == "mean" and not jnp.issubdtype(x.dtype, jnp.floating):
+    if getattr(engine, "lookahead", None) == "mean" and not jnp.issubdtype(x.dtype, jnp.floating):
         raise OptionError(
             'lookahead="mean" needs a state that has a mean.',
             got=f"a state of type {x.dtype}",
@@ -119,16 +129,28 @@ def _sampled(name: str, make: Callable[[], Law]) -> Any:
         ) from error
 
 
-def _require_density(engine: Any, make: Callable[[], Law]) -> None:
+def require_density(needs: str, model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse a transition that has no density.
+
+    Args:
+        needs: what needs one, in the words of the call.
+        model: the model.
+        us: inputs, or None.
+
+    Raises:
+        SingularTransitionError: it has none.
+    """
+    here, u = model.at(0), input_at(us, 0)
+    x = _sampled("initial", lambda: here.initial(u))
     kinds: list[type] = []
-    jax.eval_shape(lambda: kinds.append(type(base_distribution(make()))))
+    jax.eval_shape(lambda: kinds.append(type(base_distribution(here.transition(_zeros(x), u)))))
     if issubclass(kinds[0], SingularNormal | dist.Delta):
-        needs = f"smoother={engine.smoother!r}" if engine.smoother else f"{engine.proposal!r}"
         raise SingularTransitionError(
             f"{needs} needs a transition density, and this transition has none.",
             got=f"a transition {kinds[0].__name__}",
             expected="a transition with a density",
-            fix='sk.SMC(smoother="genealogy") or smoother="fixed_lag"; sk.Linearised() as proposal',
+            fix='smoother="genealogy"; proposal=sk.Linearised() of sk.SMC, or '
+            "proposal=sk.learned.Induced() of sk.SIXO",
         )
 
 

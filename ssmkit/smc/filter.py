@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +42,13 @@ class ParticleFilter(NamedTuple):
     ) -> tuple[Cloud, StepReport | None]:
         """The whole series: a scan of `advance`."""
         steps = steps_of(*jax.tree.map(jnp.asarray, series))
+        return self.run_steps(key, steps, series[0].shape[0], keep=keep)
+
+    def run_steps(
+        self, key: Key, steps: Callable[[Any], Step], length: int, *, keep: bool
+    ) -> tuple[Cloud, StepReport | None]:
+        """The whole series, given by its steps."""
         begin = self.first(key, steps(0))
-        length = series[0].shape[0]
         return feynman_kac.scan(self.recipe, self.select, key, begin, steps, length, keep=keep)
 
 

@@ -77,10 +77,18 @@ class Linearised:
 
 
 class Draw(NamedTuple):
-    """How to draw one state: its noise, and ``noise -> (state, log transition / proposal)``."""
+    """How to draw one state.
+
+    Attributes:
+        noise_shape: of its noise.
+        draw: ``noise -> (state, log transition / proposal)``.
+        log_ratio: ``state -> log transition / proposal`` of a state that was not drawn; None where
+            the proposal has no density that can be evaluated.
+    """
 
     noise_shape: NoiseShape
     draw: Callable[[Any], tuple[Array, Scalar]]
+    log_ratio: Callable[[Array], Scalar] | None = None
 
 
 def own_law(model: StateSpaceModel, x: Array | None, s: Any) -> Law:
@@ -116,6 +124,21 @@ def from_proposal(
         )
 
     return Draw(shared, one)
+
+
+def from_law(make: Callable[[], Law], own: Callable[[], Law], dtype: Any) -> Draw:
+    """Draw from a law, and score it against the model's own.
+
+    Args:
+        make: makes the law of one state.
+        own: makes the model's own law of that state.
+        dtype: floating type of the state.
+    """
+    return Draw(
+        noise_shape(make),
+        lambda noise: _draw_and_score(make(), own(), noise, dtype),
+        lambda x: log_density(own(), x) - log_density(make(), x),
+    )
 
 
 def _draw_and_score(law: Law, own: Law, noise: Any, dtype: Any) -> tuple[Array, Scalar]:

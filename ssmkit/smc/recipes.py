@@ -38,12 +38,14 @@ class Step(NamedTuple):
         y: the observation; what ``mask`` excludes is not looked at. None in a forecast.
         u: the input, or None.
         mask: what of ``y`` is there; None for all of it.
+        read: what twists and proposals have read of the whole series for this time.
     """
 
     t: Any
     y: Any
     u: PyTree
     mask: Array | None
+    read: Any = None
 
 
 class Proposed(NamedTuple):
@@ -53,9 +55,16 @@ class Proposed(NamedTuple):
     log_ratio: Scalar
 
 
-def steps_of(ys: Array, us: Inputs, mask: Array | None) -> Callable[[Any], Step]:
+def steps_of(
+    ys: Array, us: Inputs, mask: Array | None, read: Callable[[Any], Any] | None = None
+) -> Callable[[Any], Step]:
     """The steps of a series, indexed and not sliced: a scan would copy them."""
-    return lambda t: Step(t, ys[t], input_at(us, t), input_at(mask, t))
+
+    def step(t: Any) -> Step:
+        known = None if read is None else read(t)
+        return Step(t, ys[t], input_at(us, t), input_at(mask, t), known)
+
+    return step
 
 
 def log_emission(model: StateSpaceModel, x: Array, s: Step) -> Scalar:
@@ -121,6 +130,24 @@ def guided(model: StateSpaceModel, s: Step, dtype: Any, proposal: Proposal | Lin
         score_of = lambda x: log_emission(model, x, s)  # noqa: E731 - one line
         return from_linearised(proposal, model, before, s, score_of, dtype)
 
+    return proposed(model, s, dtype, choose)
+
+
+def proposed(
+    model: StateSpaceModel,
+    s: Step,
+    dtype: Any,
+    choose: Callable[[Array | None, Step], Draw],
+) -> Recipe:
+    """Propose as chosen, from what came before and what the step knows.
+
+    Args:
+        model: the model.
+        s: some step; its shapes are what matters.
+        dtype: floating type of the states.
+        choose: ``(x_before or None, s) -> Draw``.
+    """
+
     def weigh(x: Proposed, s: Step) -> Scalar:
         return log_emission(model, x.state, s) + x.log_ratio
 
@@ -159,6 +186,18 @@ def auxiliary(recipe: Recipe, model: StateSpaceModel, lookahead: Lookahead) -> R
         return jnp.where(jnp.all(s.mask), lookahead(here, x, y, s.u), 0.0)
 
     return recipe._replace(log_lookahead=log_lookahead)
+
+
+def twisted(recipe: Recipe, log_twist: Callable[[Array, Step], Scalar]) -> Recipe:
+    r"""Select by what all observations to come say of the particles; divided out afterwards.
+
+    Args:
+        recipe: the recipe that is twisted.
+        log_twist: ``(x_{t-1}, s_t) -> scalar``, log of roughly \(p(y_{t:T-1} \mid x_{t-1})\).
+
+    Source: N. Whiteley and A. Lee (2014), Twisted particle filters.
+    """
+    return recipe._replace(log_lookahead=lambda before, s: log_twist(recipe.state(before), s))
 
 
 def at_the_mean(model: StateSpaceModel, x: Array, y: Array, u: PyTree) -> Scalar:

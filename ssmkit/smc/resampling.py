@@ -99,17 +99,20 @@ SCHEMES: dict[str, Scheme] = {
 }
 
 
-def selector(scheme: Scheme, threshold: float | Criterion) -> Select:
+def selector(scheme: Scheme, threshold: float | Criterion, *, with_score: bool = True) -> Select:
     r"""The selection step: draw ancestors by a scheme whenever a criterion says so.
 
     After a selection the weights are \(\overline v / \psi(x^a)\), with \(v\) the weights times the
     look-ahead \(\psi\); their expected mean is that of the weights before, whatever the scheme and
-    the criterion. Gradients get the score of the choice.
+    the criterion.
 
     Args:
         scheme: ``(key, weights) -> ancestors``.
         threshold: resample when the effective number of particles is at most this share of
             ``N`` (0 never, 1 always), or a criterion ``normalised weights (N,) -> bool``.
+        with_score: give gradients the score of the choice, so that they are those of the expected
+            evidence. Without it ancestors count as constants, which is *wrong for the evidence*:
+            for objectives that say what they do about it.
     """
 
     def select(
@@ -119,14 +122,18 @@ def selector(scheme: Scheme, threshold: float | Criterion) -> Select:
         log_values, log_total = log_weights, 0.0  # weights are scaled to mean one
         if log_lookahead is not None:
             log_values = log_weights + log_lookahead
-            log_total = log_mean_exp(jax.lax.stop_gradient(log_values))
-        weights = jnp.exp(jax.lax.stop_gradient(log_values) - log_total) / count
+            log_total = log_mean_exp(log_values)
+        fixed = jax.lax.stop_gradient((log_values, log_total))
+        weights = jnp.exp(fixed[0] - fixed[1]) / count
 
         def resample() -> tuple[Array, Array]:
             ancestors = scheme(key, weights).astype(jnp.int32)
             # points at the far end may fall behind the last weight by rounding
             ancestors = jnp.clip(ancestors, 0, count - 1)
-            after = log_total + surrogate(log_values)[ancestors]
+            # with the score, the mean's own gradient is in the score of who was chosen
+            after = jnp.broadcast_to(log_total, (count,))
+            if with_score:
+                after = fixed[1] + surrogate(log_values)[ancestors]
             if log_lookahead is not None:
                 after = after - log_lookahead[ancestors]
             return ancestors, after

@@ -1,0 +1,82 @@
+"""The parts of a posterior that a finished particle filter has made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ssmkit.beliefs import Particles
+from ssmkit.models.base import StateSpaceModel
+from ssmkit.smc.feynman_kac import Cloud, StepReport
+from ssmkit.smc.filter import particles_like, states_of, step_diagnostics
+from ssmkit.smc.lineage import log_evidence_se, num_survivors
+from ssmkit.smc.resampling import SCHEMES, Scheme, multinomial
+from ssmkit.smc.smoothers import ParticlePaths
+from ssmkit.typing import Inputs, Key
+
+
+def scheme_of(engine: Any) -> Scheme:
+    """The resampling scheme that an engine names, or holds."""
+    chosen: Any = engine.resampling
+    return chosen if callable(chosen) else SCHEMES[chosen]
+
+
+def parts_of(
+    engine: Any,
+    key: Key,
+    model: StateSpaceModel,
+    us: Inputs,
+    run: tuple[Cloud, StepReport | None],
+) -> dict[str, Any]:
+    """Evidence, beliefs per time and smoothed paths.
+
+    Args:
+        engine: says how ancestors were drawn, and how paths are to be.
+        key: the key of the run; smoothing has a tag of its own.
+        model: the model.
+        us: inputs with leading axis ``T``, or None.
+        run: the last cloud, and the history or None.
+    """
+    cloud, steps = run
+    states = states_of(cloud.particles)
+    event = states.shape[1:]
+    is_multinomial = scheme_of(engine) is multinomial
+    parts: dict[str, Any] = {
+        "log_evidence": cloud.log_evidence,
+        "log_evidence_se": log_evidence_se(
+            cloud.lineage, cloud.log_weights, is_multinomial=is_multinomial
+        ),
+        "final": Particles(states, cloud.log_weights, event),
+        "carry": cloud,
+        "run": {"surviving_ancestors": num_survivors(cloud.lineage)},
+    }
+    if steps is None:
+        return parts
+    parts |= {
+        "log_likelihood": steps.log_likelihood,
+        "predicted": Particles(steps.predicted_states, steps.predicted_log_weights, event),
+        "filtered": Particles(steps.states, steps.log_weights, event),
+        "steps": step_diagnostics(steps),
+        "carries": {
+            "particles": particles_like(cloud.particles, steps),
+            "log_weights": steps.log_weights,
+        },
+    }
+    return parts | _smoothed(engine, key, model, us, steps)
+
+
+def _smoothed(
+    engine: Any, key: Key, model: StateSpaceModel, us: Inputs, steps: StepReport
+) -> dict[str, Any]:
+    if engine.smoother is None:
+        return {}
+    arrays, frame = eqx.partition(model, eqx.is_array)
+    history = (steps.states, steps.log_weights, steps.ancestors)
+    how = (engine.smoother, engine.num_moves, engine.lag)
+    paths = ParticlePaths(*history, arrays, us, frame, *how)
+    # times are folded in as 0, 1, …; no time has the largest tag
+    smooth_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
+    return {"states": (paths.marginals(smooth_key, engine.num_paths), paths)}

@@ -1,0 +1,211 @@
+"""Sequential Monte Carlo with learned twists and proposals."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ssmkit import keys
+from ssmkit.engines.alternating import Task, begin
+from ssmkit.engines.options import RunOptions, short_repr
+from ssmkit.engines.particle_parts import parts_of, scheme_of
+from ssmkit.engines.sixo_checks import check_learned, check_model_and_options, check_series
+from ssmkit.engines.states import check_finite, run_states
+from ssmkit.engines.training import Plan, train
+from ssmkit.learned.pieces import Learned, Pieces, sweepable
+from ssmkit.learned.proposals import Induced
+from ssmkit.learned.reading import setting_of
+from ssmkit.learned.twists import Twist
+from ssmkit.models.base import StateSpaceModel, as_arrays
+from ssmkit.models.programs import Program, build, constrain, free_sites, unconstrain
+from ssmkit.objectives import sixo as bound
+from ssmkit.objectives.density_ratio import DensityRatio
+from ssmkit.posterior import Data, Draws, Posterior
+from ssmkit.smc.filter import ParticleFilter, floating_type, forecast
+from ssmkit.smc.resampling import Scheme, selector
+from ssmkit.typing import Array, Inputs, Key, PyTree
+
+JUDGES = 8  # series on which the bound is judged at most
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SIXO:
+    r"""Sequential Monte Carlo with a learned twist, whose particles follow the smoothing laws.
+
+    \[\gamma_t(x_{0:t}) \propto p(x_{0:t}, y_{0:t})\, \psi_{t+1}(x_t), \qquad
+    \psi_{t+1}(x_t) \approx p(y_{t+1:T-1} \mid x_t)\]
+
+    In alternating blocks the twist is learned on series simulated from the model, and the
+    program's parameters and the proposal by ascending a lower bound of the log evidence. Whatever
+    was learned, the evidence is unbiased and filtered beliefs are those of the model; a good twist
+    makes the evidence tight and keeps many ancestors.
+
+    Args:
+        num_particles: ``N`` of the posterior.
+        twist: `learned.Twist`, `learned.Analytic`, `learned.Quadrature`, a builder of your own, or
+            None for none.
+        proposal: `learned.Induced`, `learned.Gaussian`, …, or None for the transition.
+        objective: `objectives.SIXO`, `FIVO`, `IWAE`, `NASX`, … for parameters and proposal.
+        twist_learning: `objectives.DensityRatio`, …
+        rounds: rounds of both blocks.
+        patience: end after so many rounds without a better bound, on random numbers (and, for ten
+            or more series, on series) that are held out; the best round counts. None for all.
+        resampling: scheme of the posterior's run.
+        threshold: of the posterior's run, as in ``sk.SMC``.
+        smoother: as in ``sk.SMC``.
+        num_paths: as in ``sk.SMC``.
+
+    Raises:
+        OptionError: an impossible option, or learned pieces that belong to another series.
+        DataError: a series too short for a twist.
+        SingularTransitionError: a density is needed where there is none.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> model = sk.models.StochasticVolatility(-1.0, 0.97, 0.2)
+        >>> ys = sk.simulate(0, model, 40).observations
+        >>> posterior = sk.infer(1, sk.SIXO(num_particles=32, rounds=3), model, ys)
+        >>> learned = posterior.learned
+        >>> again = sk.infer(2, sk.SIXO(num_particles=32), model, ys[:30], learned=learned)
+        >>> posterior.evidence_kind, again.states.mean().shape
+        ('unbiased', (30,))
+
+    Source: D. Lawson, A. Raventós, A. Warrington and S. Linderman (2022), SIXO: smoothing inference
+    with twisted objectives.
+    """
+
+    num_particles: int = 256
+    twist: Any = Twist()
+    proposal: Any = Induced()
+    objective: Any = bound.SIXO()
+    twist_learning: Any = DensityRatio()
+    rounds: int = 20
+    patience: int | None = None
+    resampling: str | Scheme = "systematic"
+    threshold: float = 0.5
+    smoother: str | None = "backward"
+    num_paths: int = 500
+
+    takes_learned = True
+    evidence_kind = "unbiased"
+    always_shown = ("num_particles",)
+    num_moves, lag = 5, 20
+    non_finite_hint = (
+        "every particle has weight zero there, or a density is not finite: an observation that the "
+        "model holds impossible, or a proposal that does not cover the transition"
+    )
+
+    __repr__ = short_repr
+
+    def check(self, model: StateSpaceModel, us: Inputs) -> None:
+        """Refuse, before compilation, what this engine would get wrong."""
+        check_model_and_options(self, model, us)
+
+    def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
+        """Learn, then infer; called by `infer`, which has checked model and data."""
+        sites = free_sites(target) if isinstance(target, Program) else {}
+        if options.learned is None:
+            check_series(self, data, options)
+            learned, report = self._learn(key, target, sites, data, options)
+        else:
+            learned, report = check_learned(self, options.learned, sites), {}
+        return self._posterior(key, target, (sites, learned, report), data, options)
+
+    def _learn(
+        self, key: Key, target: Any, sites: dict[str, Any], data: Data, options: RunOptions
+    ) -> tuple[Learned, dict[str, Any]]:
+        key = keys.purpose(key, "learning")
+        scale_key, build_key, run_key = jax.random.split(key, 3)
+        series = (data.ys, data.us, data.mask)
+        if not options.batched:
+            series = jax.tree.map(lambda a: a[None], series)
+        params = unconstrain(sites, {name: site.value for name, site in sites.items()})
+        model = as_arrays(_model(target, sites, params))
+        pieces = build_pieces(self, (scale_key, build_key), model, series)
+        twist_steps = getattr(self.twist_learning, "steps", 0)
+        total = (self.rounds * twist_steps, self.rounds * self.objective.steps)
+        training, judged = split_series(series)
+        task = Task(
+            target if isinstance(target, Program) else model,
+            training,
+            run_key,
+            self.objective,
+            self.twist_learning,
+            total,
+        )
+        plan = Plan(self.rounds, self.patience, min(self.num_particles, 64), judged)
+        trained = train(task, begin(task, params, pieces), plan, options, options.checkpoint)
+        learner = trained.learner
+        return Learned(learner.params, learner.pieces, self.twist, self.proposal), trained.report
+
+    def _posterior(
+        self, key: Key, target: Any, made: tuple, data: Data, options: RunOptions
+    ) -> Posterior:
+        sites, learned, report = made
+        model = as_arrays(_model(target, sites, learned.params))
+        runner = TwistedFilter(learned.pieces, self)
+        parts = run_states(runner, keys.purpose(key, "time"), model, data, options)
+        if sites:
+            values = constrain(sites, learned.params)
+            one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
+            parts["params"] = Draws(one, jnp.zeros((1, 1)))
+        parts["learned"] = learned
+        parts["diagnostics"] = report
+        check_finite(parts, self, throw=options.throw)
+        of = "data given parameters"
+        return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
+
+    def forecast(
+        self, key: Key, model: StateSpaceModel, carry: Any, start: Any, num_steps: int, us: Inputs
+    ) -> dict[str, Any]:
+        """Draws of the next states and observations; behind the data there is no twist."""
+        return forecast(key, model, carry, start + jnp.arange(num_steps), us)
+
+
+def _model(target: Any, sites: dict[str, Any], params: dict[str, PyTree]) -> Any:
+    if not isinstance(target, Program):
+        return target
+    return build(target, constrain(sites, params))
+
+
+def build_pieces(
+    engine: SIXO, keys: tuple[Key, Key], model: StateSpaceModel, series: tuple
+) -> Pieces:
+    """Twist and proposal at their start, for series with leading axis ``B``."""
+    first = jax.tree.map(lambda a: a[0], series)
+    scale_key, build_key = keys
+    setting = setting_of(scale_key, model, first, floating_type(model, first[0]))
+    parts = zip(jax.random.split(build_key), (engine.twist, engine.proposal), strict=True)
+    return Pieces(*(None if part is None else part.build(k, setting) for k, part in parts))
+
+
+def split_series(series: tuple) -> tuple[tuple, tuple]:
+    """Series to learn from, and to judge by: of ten or more a tenth, of fewer the same ones."""
+    count = series[0].shape[0]
+    held = min(count // 10, JUDGES)
+    judges = held or min(count, JUDGES)
+    judged = jax.tree.map(lambda a: a[count - judges :], series)
+    return jax.tree.map(lambda a: a[: count - held], series), judged
+
+
+class TwistedFilter(eqx.Module):
+    """What runs the states: the pieces are traced, the options are not."""
+
+    pieces: Pieces
+    options: SIXO = eqx.field(static=True)
+
+    def infer(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any, keep: str
+    ) -> dict[str, Any]:
+        """Everything about the states of one series."""
+        options = self.options
+        dtype = floating_type(model, ys)
+        of = sweepable(self.pieces, model, (ys, us, mask), dtype)
+        select = selector(scheme_of(options), options.threshold)
+        particle_filter = ParticleFilter(of.recipe, select, options.num_particles, dtype)
+        run = particle_filter.run_steps(key, of.steps, of.length, keep=keep == "all")
+        return parts_of(options, key, model, us, run)

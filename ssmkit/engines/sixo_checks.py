@@ -1,0 +1,112 @@
+"""What SIXO refuses, before compilation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssmkit.engines.options import RunOptions
+from ssmkit.engines.smc_checks import check_cloud_options, check_model, require_density
+from ssmkit.errors import DataError, OptionError
+from ssmkit.learned.pieces import Learned
+from ssmkit.models.base import StateSpaceModel
+from ssmkit.posterior import Data
+from ssmkit.typing import Inputs
+
+
+def check_model_and_options(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse impossible options, and models that cannot be simulated or scored.
+
+    Raises:
+        OptionError: names the option.
+        ModelError: the model cannot be simulated without data.
+        SingularTransitionError: a density is needed where there is none.
+    """
+    check_cloud_options(engine)
+    _check_builders(engine)
+    engine.objective.check()
+    check_model(engine, model, us)
+    for part in (engine.proposal, engine.objective):
+        if getattr(part, "needs_density", False):
+            require_density(f"{type(part).__name__}()", model, us)
+
+
+def _check_builders(engine: Any) -> None:
+    for name in ("twist", "proposal"):
+        part = getattr(engine, name)
+        if part is not None and (isinstance(part, type) or not hasattr(part, "build")):
+            raise OptionError(
+                f"sk.SIXO: {name} is no builder.",
+                got=repr(part),
+                expected="an object with build(key, setting), such as sk.learned.Twist(), or None",
+            )
+    for name in ("objective", "twist_learning"):
+        part = getattr(engine, name)
+        if part is not None and (isinstance(part, type) or not hasattr(part, "loss")):
+            raise OptionError(
+                f"sk.SIXO: {name} is no objective.",
+                got=repr(part),
+                expected="an object with loss(...), such as sk.objectives.SIXO()",
+            )
+    if engine.rounds < 1:
+        raise OptionError("sk.SIXO: rounds is too small.", got=engine.rounds, expected="≥ 1")
+
+
+def check_series(engine: Any, data: Data, options: RunOptions) -> None:
+    """Refuse series from which these pieces cannot be learned.
+
+    Raises:
+        DataError: one step has no future.
+        OptionError: numbers for each step, and several series.
+    """
+    length = data.ys.shape[1 if options.batched else 0]
+    if engine.twist is not None and length < 2:
+        raise DataError(
+            "the series is too short for a twist.",
+            got="1 step",
+            expected="at least 2: a twist reads the observations to come",
+            fix="sk.SIXO(twist=None), or sk.SMC()",
+        )
+    window = getattr(engine.twist_learning, "window", None)
+    fixed = [p for p in (engine.twist, engine.proposal) if p is not None and not p.amortised]
+    if fixed and (options.batched or window is not None):
+        raise OptionError(
+            "what is learned for each step belongs to one whole series.",
+            got=f"{fixed[0]!r} with " + ("several series" if options.batched else "a window"),
+            expected="an encoder that reads the series",
+            fix="learned.Recurrent() or learned.Windowed()",
+        )
+
+
+def check_learned(engine: Any, learned: Any, sites: dict[str, Any]) -> Learned:
+    """Refuse pieces that are not of this engine, of this program, or of any other series.
+
+    Raises:
+        OptionError: says which.
+    """
+    if not isinstance(learned, Learned):
+        raise OptionError(
+            "learned is not of this engine.",
+            got=type(learned).__name__,
+            expected="posterior.learned of a run by sk.SIXO",
+        )
+    for name in ("twist", "proposal"):
+        was, now = getattr(learned, f"{name}_builder"), getattr(engine, name)
+        if was != now:
+            raise OptionError(
+                f"learned holds another {name}.", got=repr(was), expected=repr(now),
+                fix=f"sk.SIXO({name}={was!r})",
+            )  # fmt: skip
+        if now is not None and not now.amortised:
+            raise OptionError(
+                f"the {name} was learned for each step of one series, and serves no other.",
+                got=repr(now),
+                expected="an encoder that reads the series",
+                fix="learned.Recurrent() or learned.Windowed(); or learn again: drop learned=",
+            )
+    if set(learned.params) != set(sites):
+        raise OptionError(
+            "learned does not fit the program.",
+            got=f"values for {sorted(learned.params)}",
+            expected=f"values for {sorted(sites)}",
+        )
+    return learned

@@ -1,0 +1,69 @@
+"""What bounds by particle filters share: options, and a loss that is minus the bound."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ssmkit.learned.pieces import Pieces
+from ssmkit.models.base import StateSpaceModel
+from ssmkit.objectives.sweep import (
+    Series,
+    check_gradient,
+    score_of_choices,
+    sweep,
+    told_of,
+)
+from ssmkit.typing import Array, Key, Scalar
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    r"""A lower bound \(\mathrm{E}\log\hat p(y) \le \log p(y)\), ascended by its gradient.
+
+    Args:
+        num_particles: ``K``.
+        threshold: resample when the effective number is at most this share of ``K``.
+        scheme: how ancestors are drawn.
+        gradient: ``"biased"`` takes ancestors for constants; ``"score"`` adds the derivative of
+            their choice (multinomial, at every step).
+        steps: steps of the optimiser in a round.
+        batch_size: series in a step.
+        optimizer: ``sk.optimizer(...)``; None for Adam at 1e-3 with clipping.
+    """
+
+    num_particles: int = 4
+    threshold: float = 0.5
+    scheme: str = "multinomial"
+    gradient: str = "biased"
+    steps: int = 100
+    batch_size: int = 8
+    optimizer: Any = None
+
+    uses_twist = True
+
+    def check(self) -> None:
+        """Refuse impossible options.
+
+        Raises:
+            OptionError: names the option.
+        """
+        check_gradient(self)
+
+    def loss(
+        self, key: Key, model: StateSpaceModel, pieces: Pieces, series: Series
+    ) -> tuple[Scalar, dict[str, Array]]:
+        """Minus the bound of one series, in nats, and what is told of it."""
+        run = sweep(
+            key,
+            model,
+            pieces,
+            series,
+            num_particles=self.num_particles,
+            scheme=self.scheme,
+            threshold=self.threshold,
+        )
+        value = run.log_evidence
+        if self.gradient == "score":
+            value = value + score_of_choices(run)
+        return -value, told_of(run)
