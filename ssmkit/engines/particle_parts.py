@@ -20,8 +20,9 @@ from ssmkit.typing import Inputs, Key
 
 def scheme_of(engine: Any) -> Scheme:
     """The resampling scheme that an engine names, or holds."""
-    chosen: Any = engine.resampling
-    return chosen if callable(chosen) else SCHEMES[chosen]
+    if isinstance(engine.resampling, str):
+        return SCHEMES[engine.resampling]
+    return engine.resampling
 
 
 def parts_of(

@@ -143,8 +143,8 @@ class _Clock:
         if total > LONG_SECONDS:
             warnings.warn(
                 f"learning will take about {_duration(total)} on this machine: {self.rounds} "
-                f"rounds of {self.steps[TWIST]} + {self.steps[REST]} steps. Ctrl-C keeps what is learned; "
-                "fewer rounds or steps, smaller batches, or window= for long series are faster.",
+                f"rounds of {self.steps[TWIST]} + {self.steps[REST]} steps. Ctrl-C keeps what is "
+                "learned; fewer rounds or steps, smaller batches, or a window are faster.",
                 LearningWarning,
                 stacklevel=2,
             )

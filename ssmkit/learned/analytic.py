@@ -182,7 +182,7 @@ def _terms(model: StateSpaceModel, path: Array, steps: Any, times: Array) -> Ter
     moves = jax.vmap(move)(path[:-1], times[1:])
     first = (jnp.zeros((path.shape[1], path.shape[1]), path.dtype), start, _padded(root, moves[2]))
     joined: Any = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, moves)
-    return Terms(*joined, jax.vmap(seen)(path, times))
+    return Terms(joined[0], joined[1], joined[2], jax.vmap(seen)(path, times))
 
 
 def _full(factor: Array) -> Array:

@@ -1,4 +1,6 @@
-r"""Twists: what is to come as seen by a state, \(\psi_t(x_{t-1}) \approx p(y_{t:T-1} \mid x_{t-1})\).
+r"""Twists: what is to come, as seen by a state.
+
+\[\psi_t(x_{t-1}) \approx p(y_{t:T-1} \mid x_{t-1})\]
 
 A twist is an `equinox.Module` with two methods: ``read(model, ys, us, mask)``, once a series, to
 features with leading axis ``T`` whose entry at ``t`` has seen ``y_t, y_{t+1}, …`` only; and
