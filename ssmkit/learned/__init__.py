@@ -10,4 +10,5 @@ from ssmkit.learned.heads import Sum as Sum
 from ssmkit.learned.proposals import Gaussian as Gaussian
 from ssmkit.learned.proposals import Induced as Induced
 from ssmkit.learned.proposals import PerStepGaussian as PerStepGaussian
+from ssmkit.learned.quadrature import Quadrature as Quadrature
 from ssmkit.learned.twists import Twist as Twist

@@ -28,6 +28,7 @@ from ssmkit.typing import Array, Float, Inputs, Key, Scalar
 
 Series = tuple[Array, Inputs, Any]
 GRADIENTS = ("biased", "score")
+LONG = 1000  # steps from which the gradient computes anew what it would have to store
 
 
 class Sweep(NamedTuple):
@@ -81,7 +82,8 @@ def sweep(
     of = sweepable(pieces, model, series, dtype)
     select = selector(SCHEMES[scheme], threshold, with_score=False)
     particle_filter = ParticleFilter(of.recipe, select, num_particles, dtype)
-    cloud, report = particle_filter.run_steps(key, of.steps, of.length, keep=True)
+    remat = of.length >= LONG
+    cloud, report = particle_filter.run_steps(key, of.steps, of.length, keep=True, remat=remat)
     told: Any = report  # the history was kept
     twists = log_twists(of, told)
     return Sweep(cloud.log_evidence, told, twists, of)

@@ -204,6 +204,7 @@ def scan(
     *,
     keep: bool,
     pin: Pin | None = None,
+    remat: bool = False,
 ) -> tuple[Cloud, StepReport | None]:
     """Run the loop over times ``1 … num_steps - 1``, with ``fold_in(key, t)`` at time ``t``.
 
@@ -216,6 +217,7 @@ def scan(
         num_steps: number of times ``T``, with the first.
         keep: whether to keep the reports; without them memory does not grow with ``T``.
         pin: as in `advance`.
+        remat: compute each step anew for the gradient, instead of storing what it went through.
     """
     cloud, report = begin
     like = jax.tree.map(jnp.result_type, cloud)
@@ -226,6 +228,7 @@ def scan(
         after = jax.tree.map(lambda a, kind: a.astype(kind), after, like)
         return (t + 1, after), told if keep else None
 
+    body = jax.checkpoint(body) if remat else body
     (_, last), later = jax.lax.scan(body, (jnp.asarray(1), cloud), length=num_steps - 1)
     if later is None:
         return last, None

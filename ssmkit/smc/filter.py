@@ -45,11 +45,18 @@ class ParticleFilter(NamedTuple):
         return self.run_steps(key, steps, series[0].shape[0], keep=keep)
 
     def run_steps(
-        self, key: Key, steps: Callable[[Any], Step], length: int, *, keep: bool
+        self,
+        key: Key,
+        steps: Callable[[Any], Step],
+        length: int,
+        *,
+        keep: bool,
+        remat: bool = False,
     ) -> tuple[Cloud, StepReport | None]:
         """The whole series, given by its steps."""
         begin = self.first(key, steps(0))
-        return feynman_kac.scan(self.recipe, self.select, key, begin, steps, length, keep=keep)
+        how = {"keep": keep, "remat": remat}
+        return feynman_kac.scan(self.recipe, self.select, key, begin, steps, length, **how)
 
 
 def floating_type(model: StateSpaceModel, ys: Array) -> Any:
