@@ -17,6 +17,8 @@ from ssmkit.beliefs import Categorical as Categorical
 from ssmkit.beliefs import Gaussian as Gaussian
 from ssmkit.beliefs import GaussianMixture as GaussianMixture
 from ssmkit.beliefs import Particles as Particles
+from ssmkit.bounds import EvidenceBounds as EvidenceBounds
+from ssmkit.bounds import evidence_bounds as evidence_bounds
 from ssmkit.compare import compare as compare
 from ssmkit.diagnose import Diagnosis as Diagnosis
 from ssmkit.diagnose import diagnose as diagnose

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ssmkit import keys
+from ssmkit.engines.states import runner_of
 from ssmkit.errors import EngineError, NotComputed, OptionError
 from ssmkit.posterior import Posterior
 from ssmkit.typing import Array, Inputs, Key
@@ -90,7 +91,7 @@ def replicate_evidence(
     data = posterior.data
     series = (data.ys, data.us, data.mask)
     run_keys = jax.random.split(key, num_replicates)
-    found = _evidences(posterior.state_engine, run_keys, posterior.model, series)
+    found = _evidences(runner_of(posterior), run_keys, posterior.model, series)
     values = np.asarray(found, float)
     top = values.max() if np.isfinite(values.max()) else 0.0
     scaled = np.exp(values - top)

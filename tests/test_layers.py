@@ -21,7 +21,7 @@ LAYERS = (
     ("engines",),
     (
         *("infer", "stream", "series", "validation", "forecast", "data", "plots"),
-        *("diagnostics", "diagnose", "replicates", "alarm", "summary", "compare"),
+        *("diagnostics", "diagnose", "replicates", "bounds", "alarm", "summary", "compare"),
     ),
     ("serialise", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
 )
@@ -172,7 +172,15 @@ def public_names():
 
 # Records that a verb hands out, and which nobody builds by hand.
 RECORDS = ("Posterior", "Forecast", "Simulation", "Gaussian", "GaussianMixture")
-RECORDS += ("Particles", "Categorical", "Program", "Diagnosis", "Replicates", "Alarm")
+RECORDS += (
+    "Particles",
+    "Categorical",
+    "Program",
+    "Diagnosis",
+    "Replicates",
+    "Alarm",
+    "EvidenceBounds",
+)
 
 
 @pytest.mark.parametrize("name", sorted(public_names()))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from ssmkit.learned.pieces import Pieces, frozen
 from ssmkit.models.programs import Program, build_with_prior, constrain, free_sites
-from ssmkit.objectives.sweep import Series, sweep, told_of
+from ssmkit.objectives.sweep import sweep, told_of
+from ssmkit.smc.filter import Series
 from ssmkit.typing import Array, Key, PyTree, Scalar
 
 

@@ -25,9 +25,9 @@ from ssmkit.models.programs import Program, build, constrain, free_sites, uncons
 from ssmkit.objectives import sixo as bound
 from ssmkit.objectives.density_ratio import DensityRatio
 from ssmkit.posterior import Data, Draws, Posterior
-from ssmkit.smc.filter import ParticleFilter, floating_type, forecast
+from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
 from ssmkit.smc.resampling import Scheme, selector
-from ssmkit.typing import Array, Inputs, Key, PyTree
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 JUDGES = 8  # series on which the bound is judged at most
 
@@ -147,7 +147,7 @@ class SIXO:
     ) -> Posterior:
         sites, learned, report = made
         model = as_arrays(_model(target, sites, learned.params))
-        runner = TwistedFilter(learned.pieces, self)
+        runner = self.with_learned(learned)
         parts = run_states(runner, keys.purpose(key, "time"), model, data, options)
         if sites:
             values = constrain(sites, learned.params)
@@ -158,6 +158,10 @@ class SIXO:
         check_finite(parts, self, throw=options.throw)
         of = "data given parameters"
         return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
+
+    def with_learned(self, learned: Learned) -> TwistedFilter:
+        """What runs the states with what was learned."""
+        return TwistedFilter(learned.pieces, self)
 
     def forecast(
         self, key: Key, model: StateSpaceModel, carry: Any, start: Any, num_steps: int, us: Inputs
@@ -198,14 +202,24 @@ class TwistedFilter(eqx.Module):
     pieces: Pieces
     options: SIXO = eqx.field(static=True)
 
+    def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
+        """The filter, the steps of a series, and how states are drawn."""
+        options = self.options
+        dtype = floating_type(model, series[0])
+        of = sweepable(self.pieces, model, series, dtype)
+        select = selector(scheme_of(options), options.threshold)
+        particle_filter = ParticleFilter(of.recipe, select, options.num_particles, dtype)
+        return Prepared(particle_filter, of.steps, of.length, of.choose)
+
+    def log_evidence(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any
+    ) -> Scalar:
+        """Log of the unbiased evidence, in nats."""
+        return self.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
+
     def infer(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series."""
-        options = self.options
-        dtype = floating_type(model, ys)
-        of = sweepable(self.pieces, model, (ys, us, mask), dtype)
-        select = selector(scheme_of(options), options.threshold)
-        particle_filter = ParticleFilter(of.recipe, select, options.num_particles, dtype)
-        run = particle_filter.run_steps(key, of.steps, of.length, keep=keep == "all")
-        return parts_of(options, key, model, us, run)
+        run = self.prepare(model, (ys, us, mask)).run(key, keep=keep == "all")
+        return parts_of(self.options, key, model, us, run)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, Particles
@@ -14,10 +15,19 @@ from ssmkit.engines.particle_parts import parts_of, scheme_of
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Cloud, StepReport
-from ssmkit.smc.filter import ParticleFilter, floating_type, forecast, states_of
+from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast, states_of
 from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import Linearised, Proposal
-from ssmkit.smc.recipes import Proposed, Step, at_the_mean, auxiliary, bootstrap, guided
+from ssmkit.smc.recipes import (
+    Proposed,
+    Step,
+    at_the_mean,
+    auxiliary,
+    bootstrap,
+    chooser,
+    guided,
+    steps_of,
+)
 from ssmkit.smc.resampling import Criterion, Scheme, selector
 from ssmkit.smc.started import started
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
@@ -95,19 +105,28 @@ class SMC:
         if self.proposal is None:
             recipe = bootstrap(model, s, dtype)
         else:
-            recipe = guided(model, s, dtype, self.proposal)
+            recipe = guided(model, s, dtype, chooser(model, dtype, self.proposal))
         if self.lookahead is not None:
             ahead = at_the_mean if isinstance(self.lookahead, str) else self.lookahead
             recipe = auxiliary(recipe, model, ahead)
         select = selector(scheme_of(self), self.threshold)
         return ParticleFilter(recipe, select, self.num_particles, dtype)
 
+    def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
+        """The filter, the steps of a series, and how states are drawn."""
+        ys, us, mask = jax.tree.map(jnp.asarray, series)
+        steps = steps_of(ys, us, mask)
+        particle_filter = self.filter(model, steps(0))
+        choose = None
+        if self.proposal is not None:
+            choose = chooser(model, particle_filter.dtype, self.proposal)
+        return Prepared(particle_filter, steps, ys.shape[0], choose)
+
     def log_evidence(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
     ) -> Scalar:
         """Log of the unbiased evidence, in nats; memory does not grow with the length."""
-        particle_filter = self.filter(model, Step(0, ys[0], input_at(us, 0), input_at(mask, 0)))
-        return particle_filter.run(key, (ys, us, mask), keep=False)[0].log_evidence
+        return self.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
 
     def infer(
         self,
@@ -119,8 +138,7 @@ class SMC:
         keep: str,
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
-        particle_filter = self.filter(model, Step(0, ys[0], input_at(us, 0), input_at(mask, 0)))
-        run = particle_filter.run(key, (ys, us, mask), keep=keep == "all")
+        run = self.prepare(model, (ys, us, mask)).run(key, keep=keep == "all")
         return parts_of(self, key, model, us, run)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:

@@ -95,6 +95,13 @@ def run_states(
     return label(merged, engine, models, data)
 
 
+def runner_of(posterior: Posterior) -> Any:
+    """What runs the states of a posterior: its state engine, with what it has learned."""
+    engine, learned = posterior.state_engine, posterior.parts.get("learned")
+    is_learner = hasattr(engine, "with_learned") and learned is not None
+    return engine.with_learned(learned) if is_learner else engine
+
+
 def label(parts: dict[str, Any], engine: Any, model: Any, data: Data) -> dict[str, Any]:
     """Give dates and coordinate names to the beliefs."""
     times = data.labels.times

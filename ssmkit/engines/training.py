@@ -24,7 +24,7 @@ from ssmkit.engines.alternating import (
 from ssmkit.engines.options import RunOptions
 from ssmkit.engines.progress import Progress, next_chunk
 from ssmkit.errors import LearningWarning
-from ssmkit.objectives.sweep import Series
+from ssmkit.smc.filter import Series
 
 LONG_SECONDS = 60.0
 NOTHING = 0.002  # nats below log 2 under which a classifier has learned nothing

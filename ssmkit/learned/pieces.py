@@ -12,7 +12,7 @@ from ssmkit.learned.twists import read_series
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Recipe
 from ssmkit.smc.proposals import Draw
-from ssmkit.smc.recipes import Step, bootstrap, proposed, steps_of, twisted
+from ssmkit.smc.recipes import Choose, Step, bootstrap, guided, steps_of, twisted
 from ssmkit.typing import Array, Inputs, PyTree, Scalar
 
 
@@ -73,7 +73,7 @@ class Sweepable(NamedTuple):
     recipe: Recipe
     steps: Callable[[Any], Step]
     length: int
-    choose: Callable[[Array | None, Step], Draw] | None
+    choose: Choose | None
     log_twist: Callable[[Array, Step], Scalar] | None
 
 
@@ -109,7 +109,7 @@ def sweepable(
     if pieces.proposal is None:
         recipe = bootstrap(model, steps(0), dtype)
     else:
-        recipe = proposed(model, steps(0), dtype, choose)
+        recipe = guided(model, steps(0), dtype, choose)
     chosen = None if pieces.proposal is None else choose
     if reading is None:
         return Sweepable(recipe, steps, ys.shape[0], chosen, None)

@@ -7,13 +7,8 @@ from typing import Any
 
 from ssmkit.learned.pieces import Pieces
 from ssmkit.models.base import StateSpaceModel
-from ssmkit.objectives.sweep import (
-    Series,
-    check_gradient,
-    score_of_choices,
-    sweep,
-    told_of,
-)
+from ssmkit.objectives.sweep import check_gradient, score_of_choices, sweep, told_of
+from ssmkit.smc.filter import Series
 from ssmkit.typing import Array, Key, Scalar
 
 

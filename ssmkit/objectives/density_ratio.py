@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssmkit.learned.reading import remains
 from ssmkit.models.base import StateSpaceModel, simulate_series
-from ssmkit.objectives.sweep import Series
+from ssmkit.smc.filter import Series
 from ssmkit.typing import Array, Bool, Float, Key, Scalar
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ssmkit.learned.pieces import Pieces, frozen, sweepable
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import log_density
-from ssmkit.objectives.sweep import Series, Sweep, sweep, told_of
+from ssmkit.objectives.sweep import Sweep, sweep, told_of
+from ssmkit.smc.filter import Series
 from ssmkit.smc.proposals import own_law
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.typing import Array, Key, Scalar
@@ -71,14 +72,15 @@ def expected_log_densities(
     """Weighted log densities of the particles under the model, and under the proposal."""
     states, ancestors = jax.lax.stop_gradient((run.report.states, run.report.ancestors))
     weights = jax.lax.stop_gradient(jax.nn.softmax(run.target_log_weights, axis=1))
-    of = sweepable(pieces, model, series, run.report.log_weights.dtype)
+    fixed = frozen(model)  # the proposal learns from the particles, not the model through it
+    of = sweepable(pieces, fixed, series, run.report.log_weights.dtype)
 
     def both(before: Array | None, x: Array, s: Step) -> Scalar:
-        log_move = log_density(own_law(model, before, s), x)
-        total = log_move + log_emission(model, x, s)
+        total = log_density(own_law(model, before, s), x) + log_emission(model, x, s)
         ratio = None if of.choose is None else of.choose(before, s).log_ratio
-        # the ratio holds the transition a second time: what is left is the proposal
-        return total if ratio is None else total + log_move - ratio(x)
+        if ratio is None:
+            return total
+        return total + log_density(own_law(fixed, before, s), x) - ratio(x)
 
     first = jax.vmap(lambda x: both(None, x, of.steps(0)))(states[0])
 

@@ -21,12 +21,11 @@ from ssmkit.learned.pieces import Pieces, Sweepable, sweepable
 from ssmkit.measures import effective_sample_size
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.smc.feynman_kac import StepReport
-from ssmkit.smc.filter import ParticleFilter, floating_type
+from ssmkit.smc.filter import ParticleFilter, Series, floating_type
 from ssmkit.smc.resampling import SCHEMES, selector
 from ssmkit.smc.weights import log_mean_exp
-from ssmkit.typing import Array, Float, Inputs, Key, Scalar
+from ssmkit.typing import Array, Float, Key, Scalar
 
-Series = tuple[Array, Inputs, Any]
 GRADIENTS = ("biased", "score")
 LONG = 1000  # steps from which the gradient computes anew what it would have to store
 

@@ -15,8 +15,10 @@ from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, StepReport
 from ssmkit.smc.lineage import num_unique
 from ssmkit.smc.noise import draw, noise_shape
 from ssmkit.smc.proposals import own_law
-from ssmkit.smc.recipes import Proposed, Step, steps_of
+from ssmkit.smc.recipes import Choose, Proposed, Step, steps_of
 from ssmkit.typing import Array, Inputs, Key, PyTree
+
+Series = tuple[Array, Inputs, Any]  # observations, inputs and mask
 
 
 class ParticleFilter(NamedTuple):
@@ -55,8 +57,29 @@ class ParticleFilter(NamedTuple):
     ) -> tuple[Cloud, StepReport | None]:
         """The whole series, given by its steps."""
         begin = self.first(key, steps(0))
-        how = {"keep": keep, "remat": remat}
-        return feynman_kac.scan(self.recipe, self.select, key, begin, steps, length, **how)
+        return feynman_kac.scan(
+            self.recipe, self.select, key, begin, steps, length, keep=keep, remat=remat
+        )
+
+
+class Prepared(NamedTuple):
+    """A particle filter with the series that it is to be run on.
+
+    Attributes:
+        particle_filter: the filter.
+        steps: ``t -> s``.
+        length: number of steps ``T``.
+        choose: ``(x_before or None, s) -> Draw`` of its proposal; None for the transition.
+    """
+
+    particle_filter: ParticleFilter
+    steps: Callable[[Any], Step]
+    length: int
+    choose: Choose | None
+
+    def run(self, key: Key, *, keep: bool) -> tuple[Cloud, StepReport | None]:
+        """The whole series."""
+        return self.particle_filter.run_steps(key, self.steps, self.length, keep=keep)
 
 
 def floating_type(model: StateSpaceModel, ys: Array) -> Any:

@@ -7,16 +7,18 @@ the Gaussian approximation to the locally optimal one, \(p(x_t \mid x_{t-1}, y_t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 
 from ssmkit.errors import ModelError
 from ssmkit.linalg import cholesky_psd, solve_lower, solve_lower_transposed
 from ssmkit.models.base import StateSpaceModel
-from ssmkit.models.distributions import log_density
+from ssmkit.models.distributions import base_distribution, log_density, moments
 from ssmkit.models.observation import feasible
 from ssmkit.smc.noise import NoiseShape, draw, is_differentiable, noise_shape, place, score
 from ssmkit.typing import Array, Law, PyTree, Scalar
@@ -123,7 +125,15 @@ def from_proposal(
             jnp.where(complete, log_ratio, score(own, plain)),
         )
 
-    return Draw(shared, one)
+    def of_state(value: Array) -> Scalar:
+        own = own_law(model, x, s)
+        if s.mask is None:
+            return log_density(own, value) - log_density(asked(s.y), value)
+        y = feasible(model.at(s.t).emission(value, s.u), s.y, s.mask)
+        log_ratio = log_density(own, value) - log_density(asked(y), value)
+        return jnp.where(jnp.all(s.mask), log_ratio, 0.0)
+
+    return Draw(shared, one, of_state)
 
 
 def from_law(make: Callable[[], Law], own: Callable[[], Law], dtype: Any) -> Draw:
@@ -159,36 +169,52 @@ def from_linearised(
     dtype: Any,
 ) -> Draw:
     """Draw from the Gaussian approximation in the space of the transition's noise."""
+    shape = require_gaussian(own := lambda: own_law(model, x, s))
+    size = math.prod(shape or ())
 
-    def own() -> Law:
-        return own_law(model, x, s)
+    def around(law: Law) -> tuple[Callable[[Array], Array], Array, Array]:
+        def state(eps: Array) -> Array:
+            return place(law, eps.reshape(shape)).astype(dtype)
+
+        zero = jnp.zeros(size, dtype)
+        # the proposal is a choice: the gradient is that of the target at fixed noise
+        found = _mode(lambda eps: log_emission(state(eps)), zero, proposal.iterations)
+        return state, *jax.lax.stop_gradient(found)
+
+    def log_ratio(eps: Array, flat: Array, precision: Array) -> Scalar:
+        log_det = jnp.sum(jnp.log(jnp.diagonal(precision)))
+        return 0.5 * (flat @ flat - eps @ eps) - log_det
 
     def one(noise: Array) -> tuple[Array, Scalar]:
-        law = own()
-
-        def state(eps: Array) -> Array:
-            return place(law, eps.reshape(noise.shape)).astype(dtype)
-
-        def log_target(eps: Array) -> Scalar:
-            return log_emission(state(eps))
-
-        # the proposal is a choice: the gradient is that of the target at fixed noise
+        state, centre, precision = around(own())
         flat = jnp.ravel(noise)
-        found = _mode(log_target, flat, proposal.iterations)
-        centre, precision = jax.lax.stop_gradient(found)
         eps = centre + solve_lower_transposed(precision, flat[:, None])[:, 0]
-        log_det = jnp.sum(jnp.log(jnp.diagonal(precision)))
-        return state(eps), 0.5 * (flat @ flat - eps @ eps) - log_det
+        return state(eps), log_ratio(eps, flat, precision)
 
-    return Draw(require_gaussian(own), one)
+    def of_state(value: Array) -> Scalar:
+        law = own()
+        _, centre, precision = around(law)
+        mean, factor = moments(law)
+        gone = (jnp.ravel(value) - mean)[:, None]
+        eps = gone[:, 0] / factor if factor.ndim == 1 else solve_lower(factor, gone)[:, 0]
+        return log_ratio(eps, precision.T @ (eps - centre), precision)
+
+    return Draw(shape, one, of_state if _has_density(own) else None)
+
+
+def _has_density(make: Callable[[], Law]) -> bool:
+    """Whether noise can be read off a state."""
+    kinds: list[type] = []
+    jax.eval_shape(lambda: kinds.append(type(base_distribution(make()))))
+    return issubclass(kinds[0], dist.Normal | dist.MultivariateNormal)
 
 
 def _mode(
-    log_target: Callable[[Array], Scalar], noise: Array, iterations: int
+    log_target: Callable[[Array], Scalar], start: Array, iterations: int
 ) -> tuple[Array, Array]:
     """Newton steps from the prior mean: the centre, and the factor of the precision there."""
-    eye = jnp.eye(noise.shape[0], dtype=noise.dtype)
-    centre, precision = jnp.zeros_like(noise), eye
+    eye = jnp.eye(start.shape[0], dtype=start.dtype)
+    centre, precision = start, eye
     for _ in range(iterations):
         slope, curvature = jax.grad(log_target)(centre), -jax.hessian(log_target)(centre)
         # a factor of the curvature without its negative pivots

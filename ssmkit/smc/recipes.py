@@ -112,16 +112,16 @@ def bootstrap(model: StateSpaceModel, s: Step, dtype: Any) -> Recipe:
     )
 
 
-def guided(model: StateSpaceModel, s: Step, dtype: Any, proposal: Proposal | Linearised) -> Recipe:
-    """Propose by a law that has seen the observation; weigh by emission × transition / proposal.
+Choose = Callable[[Array | None, Step], Draw]
+
+
+def chooser(model: StateSpaceModel, dtype: Any, proposal: Proposal | Linearised) -> Choose:
+    """How one state is drawn by a law that has seen the observation.
 
     Args:
         model: the model.
-        s: some step; its shapes are what matters.
         dtype: floating type of the states.
         proposal: the law to draw from.
-
-    Source: A. Doucet, S. Godsill and C. Andrieu (2000).
     """
 
     def choose(before: Array | None, s: Step) -> Draw:
@@ -130,22 +130,19 @@ def guided(model: StateSpaceModel, s: Step, dtype: Any, proposal: Proposal | Lin
         score_of = lambda x: log_emission(model, x, s)  # noqa: E731 - one line
         return from_linearised(proposal, model, before, s, score_of, dtype)
 
-    return proposed(model, s, dtype, choose)
+    return choose
 
 
-def proposed(
-    model: StateSpaceModel,
-    s: Step,
-    dtype: Any,
-    choose: Callable[[Array | None, Step], Draw],
-) -> Recipe:
-    """Propose as chosen, from what came before and what the step knows.
+def guided(model: StateSpaceModel, s: Step, dtype: Any, choose: Choose) -> Recipe:
+    """Propose by a law that has seen the observation; weigh by emission × transition / proposal.
 
     Args:
         model: the model.
         s: some step; its shapes are what matters.
         dtype: floating type of the states.
-        choose: ``(x_before or None, s) -> Draw``.
+        choose: how one state is drawn, ``(x_before or None, s) -> Draw``.
+
+    Source: A. Doucet, S. Godsill and C. Andrieu (2000).
     """
 
     def weigh(x: Proposed, s: Step) -> Scalar:

@@ -13,7 +13,7 @@ from ssmkit.models.distributions import log_density
 from ssmkit.models.observation import feasible
 from ssmkit.smc import feynman_kac
 from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, Selection
-from ssmkit.smc.filter import ParticleFilter
+from ssmkit.smc.filter import ParticleFilter, Prepared
 from ssmkit.smc.proposals import Proposal, own_law
 from ssmkit.smc.recipes import Proposed, Step, log_emission
 from ssmkit.smc.resampling import multinomial, selector
@@ -78,6 +78,41 @@ def run_around(
     begin = feynman_kac.first(recipe, first_key, count, steps(0), dtype, pin)
     length = path.shape[0]
     return feynman_kac.scan(recipe, select, key, begin, steps, length, keep=True, pin=pin)
+
+
+def pinned_evidence(key: Key, prepared: Prepared, path: Array, threshold: Any) -> Scalar:
+    """Log evidence of a run in which slot 0 follows a path from beginning to end, in nats.
+
+    Its other ancestors are drawn independently, whatever scheme the filter has.
+
+    Args:
+        key: random key.
+        prepared: the filter, and the series it is run on.
+        path: ``(T, *state)``.
+        threshold: of the engine.
+    """
+    particle_filter, steps, length, choose = prepared
+
+    def pin(particles: PyTree, s: Step) -> PyTree:
+        if choose is None:
+            return particles.at[0].set(path[s.t])
+        is_first = isinstance(s.t, int)  # of the first step alone the time is known
+        ratio = choose(None if is_first else path[s.t - 1], s).log_ratio
+        if ratio is None:
+            raise EngineError(
+                "a given path must be scored under the proposal, which has no density.",
+                got="a proposal of a singular transition",
+                expected="a transition with a density",
+                fix="the bootstrap filter: proposal=None",
+            )
+        log_ratio = particles.log_ratio.at[0].set(ratio(path[s.t]))
+        return Proposed(particles.state.at[0].set(path[s.t]), log_ratio)
+
+    recipe, _, count, dtype = particle_filter
+    select = selector(_keep_first, threshold)
+    begin = feynman_kac.first(recipe, jax.random.fold_in(key, 0), count, steps(0), dtype, pin)
+    run = feynman_kac.scan(recipe, select, key, begin, steps, length, keep=False, pin=pin)
+    return run[0].log_evidence
 
 
 def _keep_first(key: Key, weights: Array) -> Array:
