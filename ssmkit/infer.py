@@ -32,6 +32,7 @@ def infer(
     throw: bool = True,
     progress: bool | None = None,
     callback: Any = None,
+    checkpoint: Any = None,
     keep: str = "all",
 ) -> Posterior:
     """Infer states, parameters or both, by any engine.
@@ -51,6 +52,8 @@ def infer(
         progress: show progress; None shows it for anything over two seconds.
         callback: called with a dictionary after each chunk of learning or drawing; returning
             True stops.
+        checkpoint: a file in which long learning keeps how far it has come; when it is there, the
+            run goes on from it as if it had not been interrupted.
         keep: ``"all"``, or ``"final"`` for the evidence and the last belief only, in memory that
             does not grow with ``T``.
 
@@ -75,12 +78,13 @@ def infer(
     """
     refuse_tracers("infer", key, target, ys, us, observed)
     key = keys.as_key(key)
-    _check_options(engine, keep, learned)
+    _check_options(engine, keep, learned, checkpoint)
     is_list = isinstance(ys, list | tuple)
     data = as_data(ys, us, observed, batched=batched)
     batched = batched or (is_list and data.lengths is not None)
     target = as_target(target)
-    options = RunOptions(keep, throw, progress, callback, batched, learned)
+    files = _files(checkpoint, key, engine, target, data)
+    options = RunOptions(keep, throw, progress, callback, batched, learned, files)
     if hasattr(engine, "fit"):
         _check_start(engine, target, data, batched=batched)
         return engine.fit(key, target, data, options)
@@ -89,7 +93,13 @@ def infer(
     return state_posterior(engine, keys.purpose(key, "time"), target, model, data, options)
 
 
-def _check_options(engine: Any, keep: str, learned: Any) -> None:
+def _files(path: Any, *run: Any) -> Any:
+    from ssmkit.checkpoint import as_checkpoint
+
+    return as_checkpoint(path, *run)
+
+
+def _check_options(engine: Any, keep: str, learned: Any, checkpoint: Any) -> None:
     if isinstance(engine, type):
         raise EngineError(
             "the engine must be an instance.",
@@ -105,6 +115,13 @@ def _check_options(engine: Any, keep: str, learned: Any) -> None:
         )
     if keep not in KEEP:
         raise OptionError("unknown value of keep.", got=repr(keep), expected=KEEP)
+    if checkpoint is not None and not getattr(engine, "takes_checkpoint", False):
+        raise OptionError(
+            f"{engine!r} keeps no checkpoints.",
+            got="checkpoint=...",
+            expected="None",
+            fix="drop checkpoint=",
+        )
     if learned is not None and not getattr(engine, "takes_learned", False):
         raise OptionError(
             f"{engine!r} does not learn.", got="learned=...", expected="None", fix="drop learned="

@@ -12,7 +12,7 @@ import ssmkit
 PACKAGE = Path(ssmkit.__file__).parent
 # A module may import what is in its own layer or in one above it in this list.
 LAYERS = (
-    ("errors", "linalg", "keys", "typing"),
+    ("errors", "linalg", "keys", "typing", "reprs"),
     ("beliefs", "records", "posterior", "measures"),
     ("models",),
     ("kalman", "hidden_markov", "smc", "evidence", "predictive"),
@@ -23,7 +23,7 @@ LAYERS = (
         *("infer", "stream", "series", "validation", "forecast", "data", "plots"),
         *("diagnostics", "diagnose", "replicates", "bounds", "alarm", "summary", "compare"),
     ),
-    ("serialise", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
+    ("serialise", "checkpoint", "encoding", "interop", "cli", "demo", "demo_cases", "report"),
 )
 # An engine that works with another one receives it; these never import each other.
 ENGINES = (
@@ -44,6 +44,7 @@ LATE = {
     ("posterior", "summary"),  # .summary, repr
     ("posterior", "interop.arviz"),  # .to_arviz
     ("posterior", "serialise"),  # .save
+    ("infer", "checkpoint"),  # which is read and written by serialise
     ("stream.files", "serialise"),  # .save, .load
 }
 

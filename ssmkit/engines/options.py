@@ -7,20 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ssmkit.errors import OptionError
+from ssmkit.reprs import call_repr
 
 
 def short_repr(self: Any) -> str:
-    """Show an engine as the call that makes it, without what is at its default.
-
-    What an engine lists in ``always_shown`` is, for a reader should not have to know the default.
-    """
-    shown, always = [], getattr(self, "always_shown", ())
-    for field in dataclasses.fields(self):
-        value = getattr(self, field.name)
-        is_default = field.default is not dataclasses.MISSING and value == field.default
-        if field.name in always or not is_default:
-            shown.append(f"{field.name}={value!r}")
-    return f"sk.{type(self).__name__}({', '.join(shown)})"
+    """Show an engine as the call that makes it."""
+    return f"sk.{call_repr(self)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,13 @@ def parts_of(
     return parts | _smoothed(engine, key, model, us, steps)
 
 
+def read_cloud(cloud: Cloud) -> dict[str, Any]:
+    """The belief about the present state, and the log evidence so far, in nats."""
+    states = states_of(cloud.particles)
+    belief = Particles(states, cloud.log_weights, states.shape[1:])
+    return {"filtered": belief, "log_evidence": cloud.log_evidence}
+
+
 def _smoothed(
     engine: Any, key: Key, model: StateSpaceModel, us: Inputs, steps: StepReport
 ) -> dict[str, Any]:

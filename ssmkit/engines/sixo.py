@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ssmkit import keys
 from ssmkit.engines.alternating import Task, begin
+from ssmkit.engines.observed_information import point_estimates
 from ssmkit.engines.options import RunOptions, short_repr
-from ssmkit.engines.particle_parts import parts_of, scheme_of
+from ssmkit.engines.particle_parts import parts_of, read_cloud, scheme_of
 from ssmkit.engines.sixo_checks import check_learned, check_model_and_options, check_series
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.engines.training import Plan, train
@@ -21,10 +22,18 @@ from ssmkit.learned.proposals import Induced
 from ssmkit.learned.reading import setting_of
 from ssmkit.learned.twists import Twist
 from ssmkit.models.base import StateSpaceModel, as_arrays
-from ssmkit.models.programs import Program, build, constrain, free_sites, unconstrain
+from ssmkit.models.programs import (
+    Program,
+    build,
+    build_with_prior,
+    constrain,
+    free_sites,
+    unconstrain,
+)
 from ssmkit.objectives import sixo as bound
 from ssmkit.objectives.density_ratio import DensityRatio
 from ssmkit.posterior import Data, Draws, Posterior
+from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
 from ssmkit.smc.resampling import Scheme, selector
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
@@ -91,6 +100,7 @@ class SIXO:
     num_paths: int = 500
 
     takes_learned = True
+    takes_checkpoint = True
     evidence_kind = "unbiased"
     always_shown = ("num_particles",)
     num_moves, lag = 5, 20
@@ -153,6 +163,9 @@ class SIXO:
             values = constrain(sites, learned.params)
             one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
             parts["params"] = Draws(one, jnp.zeros((1, 1)))
+            log_prior = float(build_with_prior(target, values)[1])
+            said = tuple(report.get("warnings", ()))
+            parts["estimates"] = point_estimates(sites, values, log_prior, said)
         parts["learned"] = learned
         parts["diagnostics"] = report
         check_finite(parts, self, throw=options.throw)
@@ -162,6 +175,10 @@ class SIXO:
     def with_learned(self, learned: Learned) -> TwistedFilter:
         """What runs the states with what was learned."""
         return TwistedFilter(learned.pieces, self)
+
+    def read(self, model: StateSpaceModel, carry: Cloud, u: PyTree) -> dict[str, Any]:
+        """The belief about the last state, and the log evidence, in nats."""
+        return read_cloud(carry)
 
     def forecast(
         self, key: Key, model: StateSpaceModel, carry: Any, start: Any, num_steps: int, us: Inputs

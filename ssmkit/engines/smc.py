@@ -11,11 +11,11 @@ import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.options import short_repr
-from ssmkit.engines.particle_parts import parts_of, scheme_of
+from ssmkit.engines.particle_parts import parts_of, read_cloud, scheme_of
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Cloud, StepReport
-from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast, states_of
+from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
 from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import (
@@ -172,9 +172,7 @@ class SMC:
 
     def read(self, model: StateSpaceModel, carry: Cloud, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
-        states = states_of(carry.particles)
-        belief = Particles(states, carry.log_weights, states.shape[1:])
-        return {"filtered": belief, "log_evidence": carry.log_evidence}
+        return read_cloud(carry)
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

@@ -64,12 +64,12 @@ def train(task: Task, learner: Learner, plan: Plan, options: RunOptions, files: 
         learner: where it begins.
         plan: how long.
         options: progress and callback.
-        files: saves and restores ``(learner, history)``; None for no checkpoints.
+        files: saves and restores how far the run has come; None for no checkpoints.
     """
     history: list[dict[str, float]] = []
     best = learner
-    if files is not None and (found := files.load((learner, best, history))) is not None:
-        learner, best, history = found
+    if files is not None and (found := files.load((learner, best))) is not None:
+        (learner, best), history = found
     clock = _Clock(task, learner, plan)
     interrupted = False
     with Progress("learn", plan.rounds, options.progress) as bar:
@@ -85,7 +85,7 @@ def train(task: Task, learner: Learner, plan: Plan, options: RunOptions, files: 
                     best = learner
                 bar.advance_to(len(history), told["held_out_bound"])
                 if files is not None:
-                    files.save((learner, best, history))
+                    files.save((learner, best), history)
                 if options.callback is not None and options.callback(dict(history[-1])):
                     interrupted = True
                     break

@@ -24,6 +24,7 @@ from ssmkit.learned.reading import Setting
 from ssmkit.linalg import cholesky_psd, solve_lower
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import moments
+from ssmkit.reprs import call_repr
 from ssmkit.smc.proposals import own_law, require_gaussian
 from ssmkit.smc.recipes import Step, log_emission, steps_of
 from ssmkit.typing import Array, Float, Inputs, Key, PyTree, Scalar
@@ -37,7 +38,7 @@ class Quadratics(NamedTuple):
     level: Float[Array, "*T"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Analytic:
     r"""The twist in closed form: exact for linear Gaussian models and for finite states.
 
@@ -63,6 +64,8 @@ class Analytic:
     iterations: int = 5
 
     amortised = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> GaussianMessages | FiniteMessages:
         """Nothing is learned here.

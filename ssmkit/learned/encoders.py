@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from ssmkit.errors import ShapeError
 from ssmkit.learned.reading import Scale, Setting, rows_of
+from ssmkit.reprs import call_repr
 from ssmkit.typing import Array, Float, Inputs, Key
 
 NUM_DELAYS = 2
@@ -30,7 +31,7 @@ def num_columns(setting: Setting) -> int:
     return 2 * setting.observation.size + setting.num_inputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recurrent:
     r"""A gated recurrent network that reads the series from its end.
 
@@ -48,6 +49,8 @@ class Recurrent:
     size: int = 32
 
     amortised = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> RecurrentEncoder:
         """Make the arrays."""
@@ -71,19 +74,22 @@ class RecurrentEncoder(eqx.Module):
         """Encode a series."""
         rows, speaks = rows_of(self.scale, (ys, us, mask))
 
-        def back(carry: tuple[Array, Array], at: tuple[Array, Array]) -> tuple[Any, Array]:
-            hidden, delay = carry
+        def back(carry: tuple[Array, Array, Array], at: tuple[Array, Array]) -> tuple[Any, Array]:
+            hidden, delay, heard = carry
             row, says = at
             read = self.cell(jnp.concatenate([row, encode_delay(delay)]), hidden)
             hidden = jnp.where(says, read, hidden)
-            delay = jnp.where(says, 0.0, delay + 1)
-            return (hidden, delay), jnp.concatenate([hidden, encode_delay(delay)])
+            # behind the last row that says something nothing is counted: padding may stand there
+            delay = jnp.where(says, 0.0, delay + heard)
+            heard = jnp.where(says, 1.0, heard).astype(heard.dtype)
+            return (hidden, delay, heard), jnp.concatenate([hidden, encode_delay(delay)])
 
-        start = (jnp.zeros(self.cell.hidden_size, rows.dtype), jnp.zeros((), rows.dtype))
+        zero = jnp.zeros((), rows.dtype)
+        start = (jnp.zeros(self.cell.hidden_size, rows.dtype), zero, zero)
         return jax.lax.scan(back, start, (rows, speaks), reverse=True)[1]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Windowed:
     r"""The next ``length`` rows that say something, each with the steps until then.
 
@@ -96,6 +102,8 @@ class Windowed:
     length: int = 1
 
     amortised = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> WindowedEncoder:
         """Nothing is learned here."""
@@ -141,7 +149,7 @@ class WindowedEncoder(eqx.Module):
         return jax.lax.scan(back, start, (rows, speaks), reverse=True)[1]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PerStep:
     """Free numbers for each time, for one series only: nothing is read, everything is learned.
 
@@ -152,6 +160,8 @@ class PerStep:
     size: int = 8
 
     amortised = False
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> PerStepEncoder:
         """Make the arrays."""

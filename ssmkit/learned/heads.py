@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.learned.reading import Setting
+from ssmkit.reprs import call_repr
 from ssmkit.typing import Array, Float, Key, Scalar
 
 FULL = 8  # states beyond which a quadratic has a diagonal matrix
@@ -36,7 +37,7 @@ class Coefficients(NamedTuple):
     level: Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Quadratic:
     r"""A concave quadratic in the state, which cannot grow in its tails.
 
@@ -53,6 +54,8 @@ class Quadratic:
     width: int = 32
     depth: int = 1
     diagonal: bool | None = None
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting, num_features: int) -> QuadraticHead:
         """Make the arrays."""
@@ -89,7 +92,7 @@ class QuadraticHead(eqx.Module):
         return -0.5 * (root @ root) + known.slope @ x + known.level
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Network:
     r"""A plain network of the state and the features, \(\log\psi(x) = \mathrm{MLP}(x, e)\).
 
@@ -100,6 +103,8 @@ class Network:
 
     width: int = 64
     depth: int = 2
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting, num_features: int) -> NetworkHead:
         """Make the arrays."""
@@ -127,7 +132,7 @@ class NetworkHead(eqx.Module):
         return self.rest(jnp.tanh(self.from_state(x) + known))[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sum:
     r"""The sum of two heads; by default a concave quadratic and a network for the rest.
 
@@ -138,6 +143,8 @@ class Sum:
 
     first: Any = Quadratic()
     second: Any = Network(depth=1)
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting, num_features: int) -> SumHead:
         """Make the arrays."""

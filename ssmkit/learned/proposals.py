@@ -22,6 +22,7 @@ from ssmkit.learned.heads import small_network
 from ssmkit.learned.reading import Scale, Setting
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import base_distribution, covariance_of, moments
+from ssmkit.reprs import call_repr
 from ssmkit.smc.proposals import Draw, Linearised, from_law, from_linearised, own_law
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.typing import Array, Float, Inputs, Key, Law, PyTree, Scalar
@@ -30,7 +31,7 @@ Beyond = Callable[[Array], Scalar] | None
 WIDE = 1.0  # a learned factor starts wider than the states by e
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Gaussian:
     r"""A normal proposal with independent coordinates, from a network.
 
@@ -56,6 +57,8 @@ class Gaussian:
     product: bool = True
 
     needs_density = True
+
+    __repr__ = call_repr
 
     @property
     def amortised(self) -> bool:
@@ -102,7 +105,7 @@ class GaussianProposal(eqx.Module):
         return from_law(law, lambda: own_law(model, before, s), dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PerStepGaussian:
     r"""A normal factor with free numbers for each time, times the transition: for one series.
 
@@ -113,6 +116,8 @@ class PerStepGaussian:
 
     amortised = False
     needs_density = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> PerStepProposal:
         """Make the arrays."""
@@ -161,7 +166,7 @@ def combined(factor: tuple[Array, Array], own: Law, *, product: bool) -> Law:
     return dist.Normal(location.reshape(shape), width.reshape(shape)).to_event(len(shape))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Induced:
     r"""The proposal that the twist asks for.
 
@@ -179,6 +184,8 @@ class Induced:
     iterations: int = 2
 
     amortised = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> InducedProposal:
         """Nothing is learned here."""

@@ -16,6 +16,7 @@ from ssmkit.learned.reading import Setting
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import base_distribution, moments
 from ssmkit.models.observation import observed_log_prob
+from ssmkit.reprs import call_repr
 from ssmkit.smc.proposals import own_law, require_gaussian
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.smc.weights import log_mean_exp
@@ -24,7 +25,7 @@ from ssmkit.typing import Array, Inputs, Key, Law, PyTree, Scalar
 MOST_POINTS = 1000
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Quadrature:
     r"""A twist that looks one step ahead: nothing is learned.
 
@@ -53,6 +54,8 @@ class Quadrature:
     degree: int = 5
 
     amortised = True
+
+    __repr__ = call_repr
 
     def build(self, key: Key, setting: Setting) -> QuadratureTwist:
         """Choose the points."""

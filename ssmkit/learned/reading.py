@@ -142,8 +142,8 @@ def rows_of(
     values = jnp.where(there, jax.vmap(scale.clipped)(flat), 0.0)
     inputs = [a.reshape(a.shape[0], -1).astype(values.dtype) for a in jax.tree.leaves(us)]
     rows = jnp.concatenate([values, there.astype(values.dtype), *inputs], axis=1)
-    speaks = jnp.any(there, axis=1)
-    return rows, speaks | jnp.full(speaks.shape, bool(inputs))
+    # inputs say something as long as an observation is still to come
+    return rows, remains(ys, mask) if inputs else jnp.any(there, axis=1)
 
 
 def remains(ys: Array, mask: Any) -> Bool[Array, " T"]:

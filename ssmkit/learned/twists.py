@@ -26,10 +26,11 @@ from ssmkit.learned.encoders import Recurrent
 from ssmkit.learned.heads import Sum
 from ssmkit.learned.reading import Scale, Setting, remains
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.reprs import call_repr
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Twist:
     r"""A learned twist: an encoder reads the observations to come, a head is asked with the state.
 
@@ -49,6 +50,8 @@ class Twist:
 
     encoder: Any = Recurrent()
     head: Any = Sum()
+
+    __repr__ = call_repr
 
     @property
     def amortised(self) -> bool:

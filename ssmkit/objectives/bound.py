@@ -8,11 +8,12 @@ from typing import Any
 from ssmkit.learned.pieces import Pieces
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.objectives.sweep import check_gradient, score_of_choices, sweep, told_of
+from ssmkit.reprs import call_repr
 from ssmkit.smc.filter import Series
 from ssmkit.typing import Array, Key, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Bound:
     r"""A lower bound \(\mathrm{E}\log\hat p(y) \le \log p(y)\), ascended by its gradient.
 
@@ -36,6 +37,8 @@ class Bound:
     optimizer: Any = None
 
     uses_twist = True
+
+    __repr__ = call_repr
 
     def check(self) -> None:
         """Refuse impossible options.

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from ssmkit.learned.reading import remains
 from ssmkit.models.base import StateSpaceModel, simulate_series
+from ssmkit.reprs import call_repr
 from ssmkit.smc.filter import Series
 from ssmkit.typing import Array, Bool, Float, Key, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class DensityRatio:
     r"""Tell pairs of a state and *its* future from pairs that do not belong together.
 
@@ -41,6 +42,8 @@ class DensityRatio:
     window: int | None = None
     steps: int = 200
     optimizer: Any = None
+
+    __repr__ = call_repr
 
     def loss(
         self, key: Key, model: StateSpaceModel, twist: Any, series: Series

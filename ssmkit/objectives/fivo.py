@@ -7,7 +7,7 @@ import dataclasses
 from ssmkit.objectives.bound import Bound
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FIVO(Bound):
     r"""The log evidence of a particle filter, whose targets are the filtering laws.
 

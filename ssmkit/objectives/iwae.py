@@ -7,7 +7,7 @@ import dataclasses
 from ssmkit.objectives.bound import Bound
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class IWAE(Bound):
     r"""Importance weighting of whole paths: nothing is ever resampled.
 

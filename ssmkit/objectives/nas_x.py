@@ -7,7 +7,7 @@ import dataclasses
 from ssmkit.objectives.reweighted import Reweighted
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NASX(Reweighted):
     r"""Wake-sleep with the weights of the smoothing laws, by a twist.
 

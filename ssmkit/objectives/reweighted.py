@@ -12,13 +12,14 @@ from ssmkit.learned.pieces import Pieces, frozen, sweepable
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import log_density
 from ssmkit.objectives.sweep import Sweep, sweep, told_of
+from ssmkit.reprs import call_repr
 from ssmkit.smc.filter import Series
 from ssmkit.smc.proposals import own_law
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.typing import Array, Key, Scalar
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Reweighted:
     r"""Fisher's identity on weighted particles: gradients of densities, never of draws.
 
@@ -46,6 +47,8 @@ class Reweighted:
 
     uses_twist = True
     needs_density = True
+
+    __repr__ = call_repr
 
     def check(self) -> None:
         """Nothing can be wrong here."""

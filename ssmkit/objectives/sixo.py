@@ -7,7 +7,7 @@ import dataclasses
 from ssmkit.objectives.bound import Bound
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SIXO(Bound):
     r"""The log evidence of a twisted particle filter, whose targets are the smoothing laws.
 

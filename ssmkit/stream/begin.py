@@ -219,7 +219,12 @@ def _carry(key: Key, engine: Any, posterior: Posterior) -> PyTree:
     is_single = posterior.num_state_draws == 1
     if engine.takes_carry_of(before):
         return draw_of(carry, 0) if is_single else carry
-    check_engine(before)
+    if not hasattr(before, "read"):
+        raise EngineError(
+            "a stream cannot begin where this posterior ends.",
+            got=f"a posterior by {before!r}",
+            expected="one by an engine that reads its last belief, such as sk.SMC()",
+        )
     last = input_at(posterior.data.us, -1)
 
     def one(key: Key, model: Any, carry: PyTree) -> tuple[Any, PyTree]:
