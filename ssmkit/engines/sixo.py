@@ -12,13 +12,15 @@ import jax.numpy as jnp
 from ssmkit import keys
 from ssmkit.engines.alternating import Task, begin
 from ssmkit.engines.observed_information import point_estimates
-from ssmkit.engines.options import RunOptions, short_repr
+from ssmkit.engines.options import RunOptions, optimizer, short_repr
 from ssmkit.engines.particle_parts import parts_of, read_cloud, scheme_of
 from ssmkit.engines.sixo_checks import check_learned, check_model_and_options, check_series
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.engines.training import Plan, train
+from ssmkit.learned.encoders import Recurrent
+from ssmkit.learned.heads import Network
 from ssmkit.learned.pieces import Learned, Pieces, sweepable
-from ssmkit.learned.proposals import Induced
+from ssmkit.learned.proposals import Induced, PerStepGaussian
 from ssmkit.learned.reading import setting_of
 from ssmkit.learned.twists import Twist
 from ssmkit.models.base import StateSpaceModel, as_arrays
@@ -110,6 +112,29 @@ class SIXO:
     )
 
     __repr__ = short_repr
+
+    @classmethod
+    def as_published(cls, **changes: Any) -> SIXO:
+        """The settings of the source's volatility experiment; ``changes`` replace some of them.
+
+        Its 50,000 rounds take days: ``rounds=`` is the one to change.
+
+        Example:
+            >>> import ssmkit as sk
+            >>> sk.SIXO.as_published(rounds=200).objective.num_particles
+            4
+        """
+        import optax
+
+        adam = lambda rate: optimizer(optax.adam, rate)  # noqa: E731 - one line
+        settings: dict[str, Any] = {
+            "twist": Twist(Recurrent(32), Network(128, depth=1)),
+            "proposal": PerStepGaussian(),
+            "objective": bound.SIXO(batch_size=1, optimizer=adam(3e-4)),
+            "twist_learning": DensityRatio(num_negatives=1, steps=100, optimizer=adam(1e-3)),
+            "rounds": 50_000,
+        }
+        return cls(**settings | changes)
 
     def check(self, model: StateSpaceModel, us: Inputs) -> None:
         """Refuse, before compilation, what this engine would get wrong."""

@@ -25,6 +25,12 @@ def check_model_and_options(engine: Any, model: StateSpaceModel, us: Inputs) -> 
     _check_builders(engine)
     engine.objective.check()
     check_model(engine, model, us)
+    if getattr(engine.twist_learning, "window", None) is not None and model.time_varying:
+        raise OptionError(
+            "a window cuts series out of their time, and this model changes with it.",
+            got=f"window={engine.twist_learning.window}, a time-varying {type(model).__name__}",
+            expected="window=None",
+        )
     for part in (engine.proposal, engine.objective):
         if getattr(part, "needs_density", False):
             require_density(f"{type(part).__name__}()", model, us)
