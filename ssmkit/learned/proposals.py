@@ -98,8 +98,8 @@ class GaussianProposal(eqx.Module):
             first = jnp.full(1, before is None, dtype)
             told = self.network(jnp.concatenate([past, first, s.read.proposal]))
             width = jnp.exp(told[size:] + (WIDE if self.product else 0.0))
-            factor = (self.scale.mean + self.scale.deviation * told[:size], width)
-            factor = (factor[0], self.scale.deviation * factor[1])
+            mean, deviation = self.scale.fixed
+            factor = (mean + deviation * told[:size], deviation * width)
             return combined(factor, own_law(model, before, s), product=self.product)
 
         return from_law(law, lambda: own_law(model, before, s), dtype)
@@ -141,13 +141,10 @@ class PerStepProposal(eqx.Module):
     ) -> Draw:
         """Draw one state."""
         location, log_width = s.read.proposal
-        scale = self.scale
+        mean, deviation = self.scale.fixed
 
         def law() -> Law:
-            factor = (
-                scale.mean + scale.deviation * location,
-                scale.deviation * jnp.exp(log_width),
-            )
+            factor = (mean + deviation * location, deviation * jnp.exp(log_width))
             return combined(factor, own_law(model, before, s), product=True)
 
         return from_law(law, lambda: own_law(model, before, s), dtype)

@@ -40,8 +40,13 @@ class Scale(eqx.Module):
         dtype = self.mean.dtype
         if self.num_categories is not None:
             return jax.nn.one_hot(value.ravel()[0], self.num_categories, dtype=dtype)
-        mean, deviation = jax.lax.stop_gradient((self.mean, self.deviation))
+        mean, deviation = self.fixed
         return (value.ravel().astype(dtype) - mean) / deviation
+
+    @property
+    def fixed(self) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Mean and deviation, without a gradient."""
+        return jax.lax.stop_gradient((self.mean, self.deviation))
 
     def clipped(self, value: Array) -> Float[Array, " n"]:
         """Scale one value; far out they are all the same."""

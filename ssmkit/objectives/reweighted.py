@@ -92,4 +92,6 @@ def expected_log_densities(
         return jax.vmap(both, (0, 0, None))(before, states[t], of.steps(t))
 
     later = jax.vmap(at)(jnp.arange(1, of.length))
-    return jnp.sum(weights * jnp.concatenate([first[None], later]))
+    # what has no weight may have the log density −∞
+    values = weights * jnp.concatenate([first[None], later])
+    return jnp.sum(jnp.where(weights > 0, values, 0.0))
