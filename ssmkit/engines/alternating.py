@@ -106,7 +106,8 @@ def begin(task: Task, params: dict[str, PyTree], pieces: Pieces) -> Learner:
     states = []
     for block in (TWIST, REST):
         part = eqx.filter(part_of(learner, block), eqx.is_inexact_array)
-        states.append(optimiser_of(task, block).init(part) if learns(part) else None)
+        is_trained = learns(part) and task.total[block] > 0
+        states.append(optimiser_of(task, block).init(part) if is_trained else None)
     return learner._replace(optimisers=tuple(states), steps=jnp.zeros(2, jnp.int32))
 
 

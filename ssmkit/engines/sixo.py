@@ -225,7 +225,8 @@ def build_pieces(
     first = jax.tree.map(lambda a: a[0], series)
     scale_key, build_key = keys
     setting = setting_of(scale_key, model, first, floating_type(model, first[0]))
-    parts = zip(jax.random.split(build_key), (engine.twist, engine.proposal), strict=True)
+    twist = engine.twist if engine.objective.uses_twist else None  # which nothing would train
+    parts = zip(jax.random.split(build_key), (twist, engine.proposal), strict=True)
     return Pieces(*(None if part is None else part.build(k, setting) for k, part in parts))
 
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
 from ssmkit.engines.options import RunOptions
 from ssmkit.engines.smc_checks import check_cloud_options, check_model, require_density
 from ssmkit.errors import DataError, OptionError
 from ssmkit.learned.pieces import Learned
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.learned.proposals import Induced
+from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
+from ssmkit.models.distributions import base_distribution, is_a
 from ssmkit.posterior import Data
+from ssmkit.smc.proposals import own_law, require_gaussian
+from ssmkit.smc.recipes import Step
 from ssmkit.typing import Inputs
+
+NEEDS = {
+    "objective": ("loss", "check", "uses_twist", "batch_size", "steps", "optimizer"),
+    "twist_learning": ("loss", "steps", "optimizer"),
+}
 
 
 def check_model_and_options(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
@@ -25,6 +37,8 @@ def check_model_and_options(engine: Any, model: StateSpaceModel, us: Inputs) -> 
     _check_builders(engine)
     engine.objective.check()
     check_model(engine, model, us)
+    if isinstance(engine.proposal, Induced):
+        _check_induced(model, us)
     if getattr(engine.twist_learning, "window", None) is not None and model.time_varying:
         raise OptionError(
             "a window cuts series out of their time, and this model changes with it.",
@@ -36,6 +50,17 @@ def check_model_and_options(engine: Any, model: StateSpaceModel, us: Inputs) -> 
             require_density(f"{type(part).__name__}()", model, us)
 
 
+def _check_induced(model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse states that are neither finite nor moved by a Gaussian transition."""
+    u = input_at(us, 0)
+    law = abstract_law(lambda: model.at(0).initial(u))
+    if is_a(base_distribution(law), dist.CategoricalProbs | dist.CategoricalLogits):
+        return
+    x = jnp.zeros(law.event_shape)
+    for before in (None, x):
+        require_gaussian(lambda x=before: own_law(model, x, Step(0, None, u, None)))
+
+
 def _check_builders(engine: Any) -> None:
     for name in ("twist", "proposal"):
         part = getattr(engine, name)
@@ -45,13 +70,16 @@ def _check_builders(engine: Any) -> None:
                 got=repr(part),
                 expected="an object with build(key, setting), such as sk.learned.Twist(), or None",
             )
-    for name in ("objective", "twist_learning"):
+    for name, needs in NEEDS.items():
         part = getattr(engine, name)
-        if part is not None and (isinstance(part, type) or not hasattr(part, "loss")):
+        missing = [n for n in needs if not hasattr(part, n)]
+        is_free = name == "twist_learning" and part is None
+        if not is_free and (isinstance(part, type) or missing):
             raise OptionError(
                 f"sk.SIXO: {name} is no objective.",
-                got=repr(part),
-                expected="an object with loss(...), such as sk.objectives.SIXO()",
+                got=repr(part) + (f" without {', '.join(missing)}" if missing else ", a class"),
+                expected=f"an object with {', '.join(needs)}",
+                fix=f"{name}=sk.objectives.{'SIXO' if name == 'objective' else 'DensityRatio'}()",
             )
     if engine.rounds < 1:
         raise OptionError("sk.SIXO: rounds is too small.", got=engine.rounds, expected="≥ 1")
@@ -65,7 +93,7 @@ def check_series(engine: Any, data: Data, options: RunOptions) -> None:
         OptionError: numbers for each step, and several series.
     """
     length = data.ys.shape[1 if options.batched else 0]
-    if engine.twist is not None and length < 2:
+    if engine.twist is not None and engine.objective.uses_twist and length < 2:
         raise DataError(
             "the series is too short for a twist.",
             got="1 step",

@@ -76,9 +76,9 @@ class Analytic:
         if setting.state.num_categories is not None:
             return FiniteMessages()
         model, u = setting.model, setting.first_input
-        require_gaussian(lambda: own_law(model, None, Step(0, None, u, None)))
+        require_gaussian(lambda: own_law(model, None, Step(0, None, u, None)), repr(self))
         x = jnp.zeros(jax.eval_shape(lambda: model.at(0).initial(u).mean).shape, setting.dtype)
-        require_gaussian(lambda: own_law(model, x, Step(0, None, u, None)))
+        require_gaussian(lambda: own_law(model, x, Step(0, None, u, None)), repr(self))
         return GaussianMessages(self.iterations)
 
 

@@ -63,7 +63,7 @@ class Quadrature:
         step = Step(0, None, u, None)
         x = jax.eval_shape(lambda: model.at(0).initial(u).sample(jax.random.key(0)))
         x = jnp.zeros(x.shape, setting.dtype)
-        require_gaussian(lambda: own_law(model, x, step))
+        require_gaussian(lambda: own_law(model, x, step), repr(self))
         apart = x.size == 1 or _leaves_coordinates_apart(model, setting, x)
         nodes, weights = np.polynomial.hermite_e.hermegauss(self.degree)
         size = 1 if apart else x.size

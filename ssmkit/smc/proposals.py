@@ -23,6 +23,8 @@ from ssmkit.models.observation import feasible
 from ssmkit.smc.noise import NoiseShape, draw, is_differentiable, noise_shape, place, score
 from ssmkit.typing import Array, Law, PyTree, Scalar
 
+PROPOSAL = "a proposal around the mode"
+
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
@@ -225,8 +227,12 @@ def _mode(
     return centre, precision
 
 
-def require_gaussian(make: Callable[[], Law]) -> NoiseShape:
+def require_gaussian(make: Callable[[], Law], needs: str = PROPOSAL) -> NoiseShape:
     """The noise of a law, which must be Gaussian.
+
+    Args:
+        make: makes the law.
+        needs: who asks.
 
     Raises:
         ModelError: it is not.
@@ -235,10 +241,11 @@ def require_gaussian(make: Callable[[], Law]) -> NoiseShape:
     shape = noise_shape(lambda: _noted(make(), found))
     if shape is None:
         raise ModelError(
-            "the linearised proposal needs a Gaussian transition and start.",
+            f"{needs} needs a Gaussian transition and start.",
             got=found[0],
             expected="Normal, MultivariateNormal or SingularNormal",
-            fix="proposal=sk.Proposal(your_function), or proposal=None (bootstrap)",
+            fix="proposal=None (bootstrap); sk.Proposal(your_function) in sk.SMC, "
+            "sk.learned.Gaussian() in sk.SIXO",
         )
     return shape
 
