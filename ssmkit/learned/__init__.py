@@ -1,6 +1,7 @@
 """Learned pieces of particle algorithms: twists and proposals, and the networks in them."""
 
 from ssmkit.learned.analytic import Analytic as Analytic
+from ssmkit.learned.corrected import Corrected as Corrected
 from ssmkit.learned.encoders import PerStep as PerStep
 from ssmkit.learned.encoders import Recurrent as Recurrent
 from ssmkit.learned.encoders import Windowed as Windowed

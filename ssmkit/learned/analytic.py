@@ -21,13 +21,15 @@ import jax.numpy as jnp
 
 from ssmkit.hidden_markov.terms import finite_terms, log_sum_exp
 from ssmkit.learned.reading import Setting
-from ssmkit.linalg import cholesky_psd, solve_lower
+from ssmkit.linalg import cholesky_psd, solve_lower, solve_lower_transposed
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import moments
 from ssmkit.reprs import call_repr
 from ssmkit.smc.proposals import own_law, require_gaussian
 from ssmkit.smc.recipes import Step, log_emission, steps_of
-from ssmkit.typing import Array, Float, Inputs, Key, PyTree, Scalar
+from ssmkit.typing import Array, Float, Inputs, Key, Law, PyTree, Scalar
+
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.02, 0.0)  # of a Newton step, of which the best is taken
 
 
 class Quadratics(NamedTuple):
@@ -43,11 +45,11 @@ class Analytic:
     r"""The twist in closed form: exact for linear Gaussian models and for finite states.
 
     Other models with Gaussian transitions are made linear Gaussian around the path that is most
-    probable given the data, which is found by ``iterations`` passes (a Laplace approximation).
+    probable given the data, which damped Newton steps find (a Laplace approximation).
     Nothing is learned, and it serves every series.
 
     Args:
-        iterations: passes; a linear Gaussian model needs one.
+        iterations: Newton steps; a linear Gaussian model needs none.
 
     Example:
         >>> import ssmkit as sk
@@ -61,7 +63,7 @@ class Analytic:
     Carlo meets deterministic approximations.
     """
 
-    iterations: int = 5
+    iterations: int = 10
 
     amortised = True
 
@@ -114,14 +116,19 @@ class GaussianMessages(eqx.Module):
         """Log twists at every time, as quadratics."""
         steps = steps_of(ys, us, None if mask is None else jnp.asarray(mask))
         times = jnp.arange(ys.shape[0])
-        path = _path_of_means(model, steps, times)
 
-        def again(_: Any, path: Array) -> Array:
-            terms = _terms(model, path, steps, times)
-            return _most_probable(terms, _messages(terms))
+        def again(_: Any, noise: Array) -> Array:
+            terms = _terms(model, _rolled(model, steps, times, noise), steps, times)
+            goal = _most_probable(terms, _messages(terms))
+            tried = noise + jnp.asarray(SHARES)[:, None, None] * (goal - noise)
+            values = jax.vmap(lambda n: _log_joint(model, steps, times, n))(tried)
+            return tried[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
 
-        path = jax.lax.fori_loop(0, self.iterations - 1, again, jax.lax.stop_gradient(path))
-        return _messages(_terms(model, jax.lax.stop_gradient(path), steps, times))
+        start = _terms(model, _rolled(model, steps, times, None), steps, times)
+        noise = jnp.zeros((ys.shape[0], start.factor.shape[-1]), start.bias.dtype)
+        noise = jax.lax.fori_loop(0, self.iterations - 1, again, noise)
+        path = jax.lax.stop_gradient(_rolled(model, steps, times, noise))
+        return _messages(_terms(model, path, steps, times))
 
     def log_twist(self, model: StateSpaceModel, x: Array, features: PyTree) -> Scalar:
         """Log twist in nats of one state."""
@@ -149,15 +156,35 @@ class Terms(NamedTuple):
     seen: Quadratics
 
 
-def _path_of_means(model: StateSpaceModel, steps: Any, times: Array) -> Float[Array, "T D"]:
-    """The path on which every step goes to its mean."""
-    start = own_law(model, None, steps(0)).mean
+def _rolled(
+    model: StateSpaceModel, steps: Any, times: Array, noise: Array | None
+) -> Float[Array, "T D"]:
+    """The path that the model takes with given noise; on its means with None."""
+    start = own_law(model, None, steps(0))
+    columns = 0 if noise is None else noise.shape[1]
 
-    def on(x: Array, t: Array) -> tuple[Array, Array]:
-        x = own_law(model, x, steps(t)).mean.astype(x.dtype)
+    def moved(law: Law, eps: Array | None) -> Array:
+        mean, factor = moments(law)
+        if eps is not None:
+            mean = mean + _padded(factor, columns) @ eps
+        return mean.reshape(law.event_shape)
+
+    def on(x: Array, at: tuple[Array, Array | None]) -> tuple[Array, Array]:
+        t, eps = at
+        x = moved(own_law(model, x, steps(t)), eps).astype(x.dtype)
         return x, jnp.ravel(x)
 
-    return jnp.concatenate([jnp.ravel(start)[None], jax.lax.scan(on, start, times[1:])[1]])
+    x = moved(start, None if noise is None else noise[0])
+    later = None if noise is None else noise[1:]
+    return jnp.concatenate([jnp.ravel(x)[None], jax.lax.scan(on, x, (times[1:], later))[1]])
+
+
+def _log_joint(model: StateSpaceModel, steps: Any, times: Array, noise: Array) -> Scalar:
+    """Log density of noise and observations in nats, up to a constant."""
+    shape = own_law(model, None, steps(0)).event_shape
+    path = _rolled(model, steps, times, noise)
+    seen = jax.vmap(lambda t, x: log_emission(model, x.reshape(shape), steps(t)))(times, path)
+    return jnp.sum(seen) - 0.5 * jnp.sum(noise**2)
 
 
 def _terms(model: StateSpaceModel, path: Array, steps: Any, times: Array) -> Terms:
@@ -183,7 +210,8 @@ def _terms(model: StateSpaceModel, path: Array, steps: Any, times: Array) -> Ter
 
     start, root = moments(own_law(model, None, steps(0)))
     moves = jax.vmap(move)(path[:-1], times[1:])
-    first = (jnp.zeros((path.shape[1], path.shape[1]), path.dtype), start, _padded(root, moves[2]))
+    columns = moves[2].shape[-1]
+    first = (jnp.zeros((path.shape[1], path.shape[1]), path.dtype), start, _padded(root, columns))
     joined: Any = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, moves)
     return Terms(joined[0], joined[1], joined[2], jax.vmap(seen)(path, times))
 
@@ -192,9 +220,9 @@ def _full(factor: Array) -> Array:
     return jnp.diag(factor) if factor.ndim == 1 else factor
 
 
-def _padded(factor: Array, like: Array) -> Array:
-    """A factor of the initial covariance with as many columns as the others."""
-    factor, columns = _full(factor), like.shape[-1]
+def _padded(factor: Array, columns: int) -> Array:
+    """A factor with as many columns as the others."""
+    factor = _full(factor)
     if factor.shape[1] > columns:
         return cholesky_psd(factor @ factor.T)[:, :columns]
     return jnp.pad(factor, ((0, 0), (0, columns - factor.shape[1])))
@@ -224,15 +252,17 @@ def _messages(terms: Terms) -> Quadratics:
     return jax.lax.scan(back, zero, terms, reverse=True)[1]
 
 
-def _most_probable(terms: Terms, messages: Quadratics) -> Float[Array, "T D"]:
+def _most_probable(terms: Terms, messages: Quadratics) -> Float[Array, "T K"]:
+    """The noise of the most probable path."""
     later = jax.tree.map(lambda a: jnp.concatenate([a[1:], jnp.zeros_like(a[:1])]), messages)
     seen = jax.tree.map(jnp.add, terms.seen, later)
 
     def on(x: Array, at: tuple[Terms, Quadratics]) -> tuple[Array, Array]:
         term, here = at
         mean = term.matrix @ x + term.bias
-        after, _ = _gain(term.factor, here.matrix)
-        x = mean + after @ (after.T @ (here.slope - here.matrix @ mean))
-        return x, x
+        after, root = _gain(term.factor, here.matrix)
+        pull = after.T @ (here.slope - here.matrix @ mean)
+        eps = solve_lower_transposed(root, pull[:, None])[:, 0]
+        return mean + term.factor @ eps, eps
 
     return jax.lax.scan(on, jnp.zeros_like(terms.bias[0]), (terms, seen))[1]
