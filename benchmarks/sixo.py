@@ -1,6 +1,6 @@
 """Twisted filters: the figures that were promised of ``sk.SIXO``, in ``results/sixo.md``.
 
-``python benchmarks/sixo.py [A B …] [--quick]``; the sections of other rows stay as they are.
+``python benchmarks/sixo.py [A B C1 …] [--quick]``; the sections of other rows stay as they are.
 ``--quick`` runs everything at a size that says nothing, and writes nothing.
 """
 
@@ -22,8 +22,10 @@ PATH = Path(__file__).resolve().parent / "results" / "sixo.md"
 ROWS = {
     "A": "sixo_drift:section",
     "B": "sixo_linear:paths",
-    "C": "sixo_volatility:section",
-    "D": "sixo_neuron:inference",
+    "C1": "sixo_volatility:on_simulated",
+    "C2": "sixo_volatility:on_currencies",
+    "D1": "sixo_neuron:inference",
+    "D2": "sixo_neuron:long_inference",
     "E": "sixo_neuron:learning",
     "F": "sixo_linear:amortisation",
     "G": "sixo_speed:section",
@@ -48,7 +50,7 @@ def write(row: str, section: Section, begun: float) -> None:
     """Put a section into the report, at its place."""
     known = PATH.read_text(encoding="utf-8") if PATH.exists() else ""
     parts = re.split(r"^(?=## )", known, flags=re.MULTILINE)[1:]
-    sections = {part[3]: part.rstrip() for part in parts}
+    sections = {part[3:].split(".")[0]: part.rstrip() for part in parts}
     minutes = (time.perf_counter() - begun) / 60
     when = (
         f"{datetime.datetime.now():%Y-%m-%d}, {minutes:.0f} minutes, load {os.getloadavg()[0]:.1f}."
@@ -65,7 +67,7 @@ def write(row: str, section: Section, begun: float) -> None:
 def main(arguments: list[str]) -> int:
     """Run rows; the exit code is 1 where a figure was missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("rows", nargs="*", help="of A to G; all where none is given")
+    parser.add_argument("rows", nargs="*", help="A to G; all where none is given")
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")

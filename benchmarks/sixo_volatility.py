@@ -19,7 +19,7 @@ EVALUATIONS = 50  # sweeps of one series, for each seed
 ROUNDS, STEPS, TWIST_STEPS, SLOW_STEPS = 20, 200, 25, 25
 RATE = 2e-2
 HEADER = (
-    "data", "method", "K", "bound, training", "sd", "less FIVO's", "held out", "sd", "events",
+    "method", "K", "bound, training", "sd", "less FIVO's", "held out", "sd", "events",
     "steps", "wall s", "loss",
 )  # fmt: skip
 
@@ -112,14 +112,14 @@ def compare(name: str, ys: np.ndarray, *, quick: bool) -> tuple[list[list[str]],
     seeds, found = SEEDS[:1] if quick else SEEDS, {}
     for method, engine in methods(1 if quick else ROUNDS).items():
         found[method] = [one(seed, method, engine, ys, target) for seed in seeds]
-        print(*cells_of(name, method, found[method], found["FIVO"]), file=sys.stderr, flush=True)
+        print(*cells_of(method, found[method], found["FIVO"]), file=sys.stderr, flush=True)
     plain = []
     for seed, result in zip(seeds, found["IWAE"], strict=True):
         learned = result.learned._replace(pieces=Pieces(None, None), seconds=0.0, steps=0)
         both = ys[:-NUM_HELD_OUT], ys[-NUM_HELD_OUT:]
         plain.append(Result(learned, *judge(seed, "bootstrap", learned, both)))
     found = {"bootstrap": plain, **found}
-    lines = [cells_of(name, method, results, found["FIVO"]) for method, results in found.items()]
+    lines = [cells_of(method, results, found["FIVO"]) for method, results in found.items()]
     targets = [
         promised(name, method, results, found["FIVO"])
         for method, results in found.items()
@@ -128,7 +128,7 @@ def compare(name: str, ys: np.ndarray, *, quick: bool) -> tuple[list[list[str]],
     return lines, targets
 
 
-def cells_of(data: str, name: str, results: list[Result], fivo: list[Result]) -> list[str]:
+def cells_of(name: str, results: list[Result], fivo: list[Result]) -> list[str]:
     """A line of the table."""
     training = np.concatenate([r.training.values.ravel() for r in results])
     held_out = np.array([r.held_out.values.mean() for r in results])
@@ -137,7 +137,7 @@ def cells_of(data: str, name: str, results: list[Result], fivo: list[Result]) ->
     shown += [f"{held_out.mean():.1f}", f"{held_out.std():.1f}"]
     shown.append(f"{np.mean([r.training.events for r in results]):.1f}")
     steps, seconds = results[0].learned.steps, np.mean([r.learned.seconds for r in results])
-    line = [data, name, str(K.num_particles), *shown]
+    line = [name, str(K.num_particles), *shown]
     return [*line, f"{steps:,}", f"{seconds:.0f}", results[0].learned.loss]
 
 
@@ -147,20 +147,28 @@ def promised(data: str, name: str, results: list[Result], fivo: list[Result]) ->
     less = [float((r.training.values - f.training.values).mean()) for r, f in pairs]
     events = min(r.training.events for r in (*results, *fivo))
     told = ", ".join(f"{d:+.1f}" for d in less) + f"; {events:.0f} events or more"
-    figure = f"C {data}, {name}: training bound less FIVO's"
+    figure = f"{data} {name}: training bound less FIVO's"
     return Target(figure, "> 0, each seed; ≥ 5 events", told, min(less) > 0 and events >= 5)
 
 
-def section(*, quick: bool = False) -> Section:
-    """Row C."""
-    sets = {"simulated": simulated(), "currencies": sk.data.load("currencies").to_numpy()}
-    lines, targets = [], []
-    for name, ys in list(sets.items())[: 1 if quick else 2]:
-        more, promises = compare(name, ys, quick=quick)
-        lines, targets = [*lines, *more], [*targets, *promises]
-    remarks = (
-        f"Simulated: {D} series of {NUM_TRAINING} + {NUM_HELD_OUT} months at the size of exchange "
-        "rates; currencies: 15 real ones, 269 + 54 months. Persistence, scale and beta of each are "
+def on_simulated(*, quick: bool = False) -> Section:
+    """Row C1."""
+    told = f"{D} series of {NUM_TRAINING} + {NUM_HELD_OUT} months at the size of exchange rates. "
+    return section("C1. Volatilities, simulated", told, simulated(), quick=quick)
+
+
+def on_currencies(*, quick: bool = False) -> Section:
+    """Row C2."""
+    ys = sk.data.load("currencies").to_numpy()
+    told = f"15 currencies, monthly, {len(ys) - NUM_HELD_OUT} + {NUM_HELD_OUT} months. "
+    return section("C2. Volatilities, currencies", told, ys, quick=quick)
+
+
+def section(title: str, told: str, ys: np.ndarray, *, quick: bool) -> Section:
+    """One data set."""
+    lines, targets = compare(title.split(".")[0], ys, quick=quick)
+    remarks = told + (
+        "Persistence, scale and beta of each are "
         f"learned, by {ROUNDS * STEPS:,} steps of Adam at {RATE} falling along a cosine, with the "
         "proposal of free numbers per step times the transition; the analytic twist with the "
         f"proposal that it induces has {ROUNDS * SLOW_STEPS:,} steps, as they are slow. A learned "
@@ -169,4 +177,4 @@ def section(*, quick: bool = False) -> Section:
         f"bootstrap filter with {MANY} particles on the last {NUM_HELD_OUT} months, three sweeps; "
         "its sd is over seeds of learning. The bootstrap row has the parameters of IWAE."
     )
-    return Section("C. Volatilities", remarks, HEADER, lines, targets)
+    return Section(title, remarks, HEADER, lines, targets)
