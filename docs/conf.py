@@ -69,7 +69,9 @@ public_modules = [
     "ssmkit",
     "ssmkit.data",
     "ssmkit.errors",
+    "ssmkit.learned",
     "ssmkit.models",
+    "ssmkit.objectives",
     "ssmkit.plots",
     "ssmkit.smc",
 ]
