@@ -159,8 +159,9 @@ for name, posterior in {"bootstrap": bootstrap, "SIXO": fit}.items():
 # Both evidences are unbiased, whatever the twist: what it adds to the choice of ancestors is
 # divided out after it. So models can be compared by either, but not with the same error. The third
 # twist is *computed*, by a Gaussian approximation around the most probable path: nothing is
-# learned, and for this model it is the best of the three. It serves models with Gaussian transitions; where
-# it does, try it first. A learned twist asks for no more than a model that can be simulated.
+# learned, and for this model it is the best of the three. It serves models with Gaussian
+# transitions; where it does, try it first. A learned twist asks for no more than a model that can
+# be simulated.
 
 # %%
 computed = sk.SIXO(num_particles=128, twist=sk.learned.Analytic(), rounds=1, smoother=None)
