@@ -46,7 +46,8 @@ def infer(
             series is a ragged batch.
         us: inputs with leading axis ``T``, or None.
         observed: booleans ``(T,)`` or ``(T, M)`` for integer data, or to leave data out.
-        learned: ``posterior.learned`` of an earlier run by the same kind of engine, to go on from.
+        learned: ``posterior.learned`` of an earlier run by the same kind of engine: a fit begins
+            there, and ``sk.SIXO`` serves new data by it without learning again.
         batched: whether the first axis of ``ys`` counts series.
         throw: raise when a computation becomes non-finite; else flag it in the diagnostics.
         progress: show progress; None shows it for anything over two seconds.

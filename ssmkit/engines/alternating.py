@@ -102,6 +102,9 @@ def part_of(learner: Learner, block: int) -> PyTree:
 def begin(task: Task, params: dict[str, PyTree], pieces: Pieces) -> Learner:
     """A learner that has taken no step."""
     zero = jnp.zeros((), jnp.int32)
+    # a weak type would compile the second chunk anew
+    strong = lambda a: a.astype(a.dtype) if eqx.is_array(a) else a  # noqa: E731 - one line
+    params, pieces = jax.tree.map(strong, (params, pieces))
     learner = Learner(params, pieces.twist, pieces.proposal, (None, None), zero, zero)
     states = []
     for block in (TWIST, REST):

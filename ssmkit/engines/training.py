@@ -72,9 +72,10 @@ def train(task: Task, learner: Learner, plan: Plan, options: RunOptions, files: 
         (learner, best), history = found
     clock = _Clock(task, learner, plan)
     interrupted = False
-    with Progress("learn", plan.rounds, options.progress) as bar:
+    rounds = plan.rounds if any(clock.steps) else 0
+    with Progress("learn", rounds, options.progress) as bar:
         try:
-            while len(history) < plan.rounds and not _is_over(history, plan.patience):
+            while len(history) < rounds and not _is_over(history, plan.patience):
                 learner, told = _one_round(task, learner, clock)
                 key = jax.random.fold_in(task.key, 2)  # the same numbers in every round
                 judged = held_out(task, learner, key, plan.judged, plan.num_particles)
@@ -143,7 +144,7 @@ class _Clock:
         if total > LONG_SECONDS:
             warnings.warn(
                 f"learning will take about {_duration(total)} on this machine: {self.rounds} "
-                f"rounds of {self.steps[TWIST]} + {self.steps[REST]} steps. Ctrl-C keeps what is "
+                f"rounds of {sum(self.steps)} steps. Ctrl-C keeps what is "
                 "learned; fewer rounds or steps, smaller batches, or a window are faster.",
                 LearningWarning,
                 stacklevel=2,

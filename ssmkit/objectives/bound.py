@@ -25,7 +25,7 @@ class Bound:
             their choice (multinomial, at every step).
         steps: steps of the optimiser in a round.
         batch_size: series in a step.
-        optimizer: ``sk.optimizer(...)``; None for Adam at 1e-3 with clipping.
+        optimizer: ``sk.optimizer(...)``; None for clipped Adam, 3e-3 falling along a cosine.
     """
 
     num_particles: int = 4

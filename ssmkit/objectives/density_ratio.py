@@ -32,7 +32,7 @@ class DensityRatio:
         num_negatives: other simulations that each series is paired with.
         window: length of the simulated series; None for that of the data.
         steps: steps of the optimiser in a round.
-        optimizer: ``sk.optimizer(...)``; None for Adam at 1e-3.
+        optimizer: ``sk.optimizer(...)``; None for Adam, 3e-3 falling along a cosine.
 
     Source: D. Lawson, A. Raventós, A. Warrington and S. Linderman (2022), SIXO, section 3.2.
     """
