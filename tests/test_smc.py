@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from grid import stochastic_volatility
+from grid_reference import stochastic_volatility
 
 import ssmkit as sk
 from ssmkit.models.base import as_arrays
