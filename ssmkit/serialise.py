@@ -13,7 +13,7 @@ import json
 import os
 import uuid
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,16 @@ def load_posterior(path: str | Path, using: Iterable[Any] = ()) -> Posterior:
     return loaded
 
 
-def write_tree(tree: Any, path: str | Path, *, kind: str) -> Path:
+def write_tree(
+    tree: Any, path: str | Path, *, kind: str, note: Mapping[str, Any] | None = None
+) -> Path:
     """Write any tree that `encode` takes, atomically.
+
+    Args:
+        tree: what to write.
+        path: the file.
+        kind: what it is; `read_tree` asks for it.
+        note: JSON values for `read_note`, which needs none of the classes in the tree.
 
     Raises:
         SaveError: something in the tree is no data.
@@ -100,8 +108,10 @@ def write_tree(tree: Any, path: str | Path, *, kind: str) -> Path:
         "tree": encoded.tree,
         "classes": encoded.classes,
         "num_arrays": len(encoded.arrays),
-        "fingerprint": _fingerprint(kind, encoded),
+        "fingerprint": _fingerprint(kind, encoded, note),
     }
+    if note is not None:
+        manifest["note"] = note
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("xb") as file:
@@ -121,7 +131,19 @@ def read_tree(path: str | Path, *, kind: str, using: Iterable[Any] = ()) -> Any:
     Raises:
         SaveError: as `load_posterior`.
     """
-    path = Path(path)
+    return decode(_read_checked(Path(path), kind)[0], using)
+
+
+def read_note(path: str | Path, *, kind: str) -> dict[str, Any] | None:
+    """Read what `write_tree` was given as ``note``, or None; the file is checked as a whole.
+
+    Raises:
+        SaveError: a damaged file, or one of another version or kind.
+    """
+    return _read_checked(Path(path), kind)[1]
+
+
+def _read_checked(path: Path, kind: str) -> tuple[Encoded, dict[str, Any] | None]:
     with path.open("rb") as file:
         is_zip = file.read(2) == b"PK"
         try:
@@ -132,9 +154,10 @@ def read_tree(path: str | Path, *, kind: str, using: Iterable[Any] = ()) -> Any:
             raise _damaged(path, f"{type(error).__name__}: {error}") from error
     _check_header(path, manifest, kind)
     encoded = Encoded(manifest["tree"], manifest["classes"], arrays)
-    if manifest["fingerprint"] != _fingerprint(kind, encoded):
+    note = manifest.get("note")
+    if manifest["fingerprint"] != _fingerprint(kind, encoded, note):
         raise _damaged(path, "contents that do not match the fingerprint")
-    return decode(encoded, using)
+    return encoded, note
 
 
 def _write(file: Any, manifest: str, arrays: list[np.ndarray]) -> None:
@@ -189,9 +212,10 @@ def _damaged(path: Path, what: str) -> SaveError:
     )
 
 
-def _fingerprint(kind: str, encoded: Encoded) -> str:
-    """SHA-256 over the tree, the classes and the arrays with their types and shapes."""
-    head = json.dumps([SCHEMA, kind, encoded.tree, encoded.classes], sort_keys=True)
+def _fingerprint(kind: str, encoded: Encoded, note: Mapping[str, Any] | None) -> str:
+    """SHA-256 over the tree, the classes, the note, and the arrays with types and shapes."""
+    told = [SCHEMA, kind, encoded.tree, encoded.classes, *([] if note is None else [note])]
+    head = json.dumps(told, sort_keys=True)
     total = hashlib.sha256(head.encode())
     for array in encoded.arrays:
         total.update(f"{array.dtype.str}{array.shape}".encode())

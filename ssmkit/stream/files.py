@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from ssmkit.stream.intake import Spec
 from ssmkit.stream.setup import State, partition
 
 
-def write_stream(path: str | Path, source: Source, seen: Seen) -> Path:
-    """Write a stream, atomically.
+def write_stream(
+    path: str | Path, source: Source, seen: Seen, note: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a stream, atomically; ``note`` is for `ssmkit.serialise.read_note`.
 
     Raises:
         SaveError: something in it is no data.
@@ -26,7 +28,7 @@ def write_stream(path: str | Path, source: Source, seen: Seen) -> Path:
 
     held = _fields(seen) | {"state": seen.state._asdict(), "last": seen.report()}
     held["spec"] = None if seen.spec is None else _fields(seen.spec)
-    return write_tree({"source": _fields(source), "seen": held}, path, kind="stream")
+    return write_tree({"source": _fields(source), "seen": held}, path, kind="stream", note=note)
 
 
 def read_stream(path: str | Path, using: Iterable[Any]) -> tuple[Source, Seen]:
