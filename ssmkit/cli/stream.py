@@ -1,0 +1,158 @@
+"""``ssmkit stream``: one observation a line in, one belief a line out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssmkit.cli import options
+from ssmkit.cli.checkpoint import Checkpoint, Position
+from ssmkit.cli.clock import Clock, moment
+from ssmkit.cli.engine_text import read_engine
+from ssmkit.cli.fitted import Fit, columns_of, source_of
+from ssmkit.cli.interrupts import Interrupts, Stopped
+from ssmkit.cli.layout import layout_of
+from ssmkit.cli.lines import Columns, Parser, parser_of
+from ssmkit.cli.options import say
+from ssmkit.cli.output import Output
+from ssmkit.cli.reading import Lines, read_header, with_numbers
+from ssmkit.cli.rows import Writer
+from ssmkit.cli.session import Reader, Session
+from ssmkit.cli.targets import start_model
+
+EVERY = options.Every(seconds=1.0)
+
+
+def add(commands: Any) -> None:
+    """Declare the command and its arguments."""
+    command = commands.add_parser(
+        "stream",
+        help="beliefs as observations come",
+        description="Read observations (CSV or JSON lines) from standard input, one by one, and "
+        "write one line of JSON for each.",
+    )
+    options.add_source(command)
+    options.add_columns(command)
+    command.add_argument(
+        "--run-length",
+        type=float,
+        metavar="N",
+        help="raise an alarm when observations stop looking like predictions, with N steps or more "
+        "to a false one, in the mean",
+    )
+    options.add_rows(command)
+    command.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="where to keep the state; goes on from it"
+    )
+    command.add_argument(
+        "--every",
+        type=options.every,
+        default=EVERY,
+        metavar="N|Ns",
+        help="write it every so many observations, or seconds (1s)",
+    )
+    command.add_argument(
+        "--live",
+        action="store_true",
+        help="after a restart the input goes on, and does not begin anew: skip nothing of it",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Follow standard input to its end; returns the exit code."""
+    checkpoint = Checkpoint(arguments.checkpoint, arguments.every)
+    position = checkpoint.position
+    output = Output(arguments.output, None if position is None else position.offset)
+    with Interrupts() as interrupts:
+        lines = Lines(interrupts.reading(sys.stdin.buffer.readline))
+        try:
+            session, rows = _begin(arguments, checkpoint, output, lines)
+            return session.follow(rows)
+        except Stopped as stopped:
+            return stopped.code
+        finally:
+            output.close()
+
+
+class _Given(NamedTuple):
+    """What the stream is of, and what its files refer to."""
+
+    target: Any
+    model: Any
+    engine: Any
+    using: tuple[Any, ...]
+    note: Mapping[str, Any]
+
+
+def _given(arguments: argparse.Namespace) -> _Given:
+    engine = read_engine(arguments.engine) if arguments.engine else None
+    source = source_of(arguments)
+    if isinstance(source, Fit):
+        posterior = source.posterior
+        engine = engine or posterior.state_engine
+        return _Given(posterior, source.model, engine, source.using, source.note)
+    return _Given(source.target, start_model(source.target), engine, source.using, {})
+
+
+def _begin(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, output: Output, lines: Lines
+) -> tuple[Session, Iterator[tuple[int, bytes]]]:
+    """Check all there is to check, and only then write."""
+    import ssmkit as sk
+
+    given, position = _given(arguments), checkpoint.position
+    run_length = arguments.run_length
+    flow = sk.stream(arguments.seed, given.engine, given.target, run_length=run_length)
+    columns = columns_of(arguments, given.note)
+    goes_on = position if arguments.live else None
+    parser, first = _parser(lines, columns, goes_on)
+    layout = layout_of(given.model, parser.columns)
+    parser = dataclasses.replace(parser, whole=layout.is_whole)
+    of = _options(arguments, parser.columns, arguments.step or given.note.get("step"))
+    if position is not None:
+        checkpoint.resume(flow, of, given.using)
+        if goes_on is None and position.lines:
+            lines.skip_to(position.lines, position.digest)
+            first = None
+        say(f"resumed from {arguments.checkpoint} after {flow.time} observations")
+    last = given.note.get("last") if position is None else position.last
+    clock = Clock(of["step"], None if last is None or of["time"] is None else moment(last))
+    writer, stops = Writer(arguments.quantiles), arguments.on_error == "stop"
+    reader = Reader(lines, parser, clock, layout)
+    session = Session(flow, reader, writer, output, checkpoint, of, stops)
+    if position is not None:
+        session.used = position.lines, position.digest
+    else:
+        session.save()  # before there is an output, which nothing would go on with
+    output.open()
+    say(f"{given.engine!r} on {', '.join(parser.columns.observations or ())}: reading")
+    return session, with_numbers(lines, first)
+
+
+def _parser(
+    lines: Lines, columns: Columns, goes_on: Position | None
+) -> tuple[Parser, bytes | None]:
+    """The parser, and the first line if it is a row."""
+    if goes_on is None:
+        return read_header(lines, columns)
+    parser = parser_of(goes_on.form, tuple(goes_on.header), columns)
+    line = next(iter(lines), None)
+    return parser, None if line is None or parser.is_header(line) else line
+
+
+def _options(arguments: argparse.Namespace, columns: Columns, step: str | None) -> dict[str, Any]:
+    """What two runs of one stream have in common, as values of JSON."""
+    return {
+        "columns": list(columns.observations or ()),
+        "inputs": list(columns.inputs or ()),
+        "time": columns.time,
+        "step": step,
+        "quantiles": list(arguments.quantiles),
+        "seed": arguments.seed,
+        "output": None if arguments.output is None else str(arguments.output),
+    }
