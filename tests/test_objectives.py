@@ -374,6 +374,63 @@ def test_the_gradient_goes_through_the_state_that_the_twist_is_asked_with():
     assert np.all(np.abs(through - stopped) > 1e-6)
 
 
+# Twists by other ways than telling pairs apart.
+
+
+class Tilted(eqx.Module):
+    """A twist, tilted in the state."""
+
+    inner: Any
+    slope: Any
+
+    def read(self, model, ys, us, mask):
+        return self.inner.read(model, ys, us, mask)
+
+    def log_twist(self, model, x, features):
+        return self.inner.log_twist(model, x, features) + self.slope * x
+
+
+@cache
+def exact():
+    """The best twist and the proposal that it induces."""
+    return made(learned.Analytic(iterations=1)), made(learned.Induced())
+
+
+def tilted(pair, slope):
+    return Pieces(Tilted(pair[0], slope), pair[1])
+
+
+MANY = jax.tree.map(lambda a: a[None], SHORT)
+
+
+def test_the_recursion_holds_for_the_best_twist_alone():
+    """With the proposal that it induces one draw is enough, and nothing is left."""
+    pair = exact()
+    objective = objectives.LeastSquares(num_particles=8, num_draws=1, batch_size=1)
+    rest = jax.jit(lambda slope: objective.loss(KEY, WALK, tilted(pair, slope), MANY)[0])
+    assert rest(0.0) < 1e-20
+    assert rest(0.3) > 1e-3
+
+
+def test_there_is_no_contrast_at_the_best_twist():
+    """Its gradient vanishes there in the mean, and points back from elsewhere."""
+    pair = exact()
+    objective = objectives.Contrastive(batch_size=8, num_particles=16)
+
+    @jax.jit
+    @jax.vmap
+    def slopes(key):
+        def one(slope):
+            return objective.loss(key, WALK, tilted(pair, slope), MANY)[0]
+
+        return jax.vmap(jax.grad(one))(jnp.array([-0.5, 0.0, 0.5]))
+
+    found = np.asarray(slopes(jax.random.split(KEY, 100)))
+    mean, error = found.mean(axis=0), found.std(axis=0) / 10
+    assert abs(mean[1]) < 4 * error[1]
+    assert mean[0] < -10 * error[0] and mean[2] > 10 * error[2]
+
+
 # Wake-sleep.
 
 
@@ -626,7 +683,8 @@ def test_the_classifier_has_a_gradient_with_gaps():
     @jax.jit
     @jax.grad
     def slope(arrays):
-        return objectives.DensityRatio().loss(KEY, WALK, eqx.combine(arrays, rest), series)[0]
+        pieces = Pieces(eqx.combine(arrays, rest), None)
+        return objectives.DensityRatio().loss(KEY, WALK, pieces, series)[0]
 
     leaves = jax.tree.leaves(slope(arrays).head)
     assert all(np.isfinite(a).all() for a in leaves) and any(np.any(a != 0) for a in leaves)

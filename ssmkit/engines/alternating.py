@@ -163,7 +163,8 @@ def _loss(
 ) -> tuple[Scalar, dict[str, Array]]:
     if block == TWIST:
         model = frozen(task.model(learner.params)[0])
-        return task.twist_learning.loss(key, model, part, task.series)
+        pieces = Pieces(part, frozen(learner.proposal))
+        return task.twist_learning.loss(key, model, pieces, task.series)
     params, proposal = part
     model, log_prior = task.model(params)
     twist = learner.twist if task.objective.uses_twist else None

@@ -17,6 +17,13 @@ from ssmkit.typing import Array, Key, Scalar
 class Bound:
     r"""A lower bound \(\mathrm{E}\log\hat p(y) \le \log p(y)\), ascended by its gradient.
 
+    Of whole series, also where the twist learns on a window of them. A piece from the middle has
+    the evidence \(p(y_{s:t} \mid y_{0:s-1})\), and so begins with the filtering law at \(s\). To
+    begin with stored particles takes their dependence on the parameters for zero: the gradient is
+    then of no bound, and is off by as much as the model remembers. To begin with ``initial`` is
+    right for a stationary start alone, and a free number for each step never sees its neighbours.
+    A sweep of the whole takes a time linear in its length; from 1,000 steps on its memory is small.
+
     Args:
         num_particles: ``K``.
         threshold: resample when the effective number is at most this share of ``K``.

@@ -27,7 +27,7 @@ class Contrastive:
     the gradient of minus the divergences of the targets \(\pi_t\) from the smoothing laws. Of a
     simulated series the path that made it is an exact draw from the first; particles of the twisted
     filter, weighted, stand for the second. Finer than telling pairs apart where a classifier is
-    already certain.
+    already certain. The filter draws from the engine's proposal.
 
     Args:
         batch_size: simulated series in a step.
@@ -49,7 +49,7 @@ class Contrastive:
     __repr__ = call_repr
 
     def loss(
-        self, key: Key, model: StateSpaceModel, twist: Any, series: Series
+        self, key: Key, model: StateSpaceModel, pieces: Pieces, series: Series
     ) -> tuple[Scalar, dict[str, Array]]:
         """Minus the contrast in nats, mean over time; only its gradient means something."""
         data_key, run_key = jax.random.split(key)
@@ -59,13 +59,13 @@ class Contrastive:
             run = sweep(
                 key,
                 model,
-                Pieces(frozen(twist), None),
+                frozen(pieces),
                 series,
                 num_particles=self.num_particles,
                 scheme="systematic",
                 threshold=0.5,
             )
-            of = sweepable(Pieces(twist, None), model, series, run.log_twists.dtype)
+            of = sweepable(pieces, model, series, run.log_twists.dtype)
             report = jax.lax.stop_gradient(run.report)
             weights = jax.nn.softmax(jax.lax.stop_gradient(run.target_log_weights), axis=1)
             believed = jnp.sum(weights * log_twists(of, report), axis=1)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ssmkit.learned.pieces import Pieces
 from ssmkit.learned.reading import remains
 from ssmkit.models.base import StateSpaceModel, simulate_series
 from ssmkit.reprs import call_repr
@@ -37,7 +38,7 @@ class DensityRatio:
     Source: D. Lawson, A. Raventós, A. Warrington and S. Linderman (2022), SIXO, section 3.2.
     """
 
-    batch_size: int = 64
+    batch_size: int = 16
     num_negatives: int = 4
     window: int | None = None
     steps: int = 200
@@ -46,10 +47,10 @@ class DensityRatio:
     __repr__ = call_repr
 
     def loss(
-        self, key: Key, model: StateSpaceModel, twist: Any, series: Series
+        self, key: Key, model: StateSpaceModel, pieces: Pieces, series: Series
     ) -> tuple[Scalar, dict[str, Array]]:
         """The classifier's loss in nats, mean over time; and the floor that it believes in."""
-        logits = pair_logits(key, model, twist, series, self)
+        logits = pair_logits(key, model, pieces.twist, series, self)
         positive, negative, counts = logits
         each = 0.5 * jax.nn.softplus(-positive)
         each = each + 0.5 * jnp.mean(jax.nn.softplus(negative), axis=0)

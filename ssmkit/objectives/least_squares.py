@@ -12,6 +12,7 @@ from ssmkit.learned.pieces import Pieces, frozen, sweepable
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.objectives.sweep import Sweep, log_twists, sweep
 from ssmkit.reprs import call_repr
+from ssmkit.smc.feynman_kac import draw_noise
 from ssmkit.smc.filter import Series
 from ssmkit.smc.noise import draw
 from ssmkit.smc.proposals import own_law
@@ -24,19 +25,22 @@ from ssmkit.typing import Array, Float, Key, Scalar
 class LeastSquares:
     r"""Fit the recursion of the best twist at the particles of the twisted filter.
 
-    \[\min_\psi \sum_t \sum_i \Big(\log\psi_t(x_{t-1}^i) - c_t - \log\tfrac1M\sum_j p(y_t \mid
-    x_t^{ij})\, \psi_{t+1}(x_t^{ij})\Big)^2, \qquad x_t^{ij} \sim p(\cdot \mid x_{t-1}^i)\]
+    \[\min_\psi \sum_t \sum_i \Big(\log\psi_t(x_{t-1}^i) - c_t - \log\tfrac1M\sum_j
+    \frac{p(x_t^{ij} \mid x_{t-1}^i)}{q(x_t^{ij} \mid x_{t-1}^i, y)}\, p(y_t \mid x_t^{ij})\,
+    \psi_{t+1}(x_t^{ij})\Big)^2, \qquad x_t^{ij} \sim q\]
 
     with the right-hand side held fixed and \(c_t\) free, as in iterated auxiliary filters and in
-    controlled sequential Monte Carlo. It looks at the data themselves and simulates nothing, so
-    that it serves twists with free numbers for each step.
+    controlled sequential Monte Carlo; next states are drawn from the engine's proposal \(q\). By
+    `learned.Induced` one draw is exact where emission and twist are quadratic: the regression has
+    no noise then. It looks at the data themselves and simulates nothing, so that it serves twists
+    with free numbers for each step.
 
     Args:
         batch_size: series in a step.
         num_particles: of the filter.
-        num_draws: \(M\), of the transition from each particle.
+        num_draws: \(M\), from each particle.
         steps: steps of the optimiser in a round.
-        optimizer: ``sk.optimizer(...)``; None for Adam.
+        optimizer: ``sk.optimizer(...)``; None for Adam, 3e-3 falling along a cosine.
 
     Source: P. Guarniero, A. Johansen and A. Lee (2017), The iterated auxiliary particle filter;
     J. Heng, A. Bishop, G. Deligiannidis and A. Doucet (2020), Controlled sequential Monte Carlo.
@@ -44,14 +48,14 @@ class LeastSquares:
 
     batch_size: int = 4
     num_particles: int = 32
-    num_draws: int = 16
+    num_draws: int = 4
     steps: int = 200
     optimizer: Any = None
 
     __repr__ = call_repr
 
     def loss(
-        self, key: Key, model: StateSpaceModel, twist: Any, series: Series
+        self, key: Key, model: StateSpaceModel, pieces: Pieces, series: Series
     ) -> tuple[Scalar, dict[str, Array]]:
         """Mean squared residual of the recursion, in nats squared."""
         which_key, run_key = jax.random.split(key)
@@ -64,14 +68,14 @@ class LeastSquares:
             run = sweep(
                 run_key,
                 model,
-                Pieces(frozen(twist), None),
+                frozen(pieces),
                 chosen,
                 num_particles=self.num_particles,
                 scheme="systematic",
                 threshold=0.5,
             )
             goal = jax.lax.stop_gradient(recursion(draw_key, run, model, self.num_draws))
-            of = sweepable(Pieces(twist, None), model, chosen, goal.dtype)
+            of = sweepable(pieces, model, chosen, goal.dtype)
             found = log_twists(of, jax.lax.stop_gradient(run.report))[:-1]
             rest = found - goal
             rest = rest - jnp.mean(rest, axis=1, keepdims=True)
@@ -93,10 +97,17 @@ def recursion(key: Key, run: Sweep, model: StateSpaceModel, num_draws: int) -> F
         s = of.steps(t)
         later = s._replace(read=s.read._replace(now=s.read.beyond))
 
+        def move(key: Key, x: Array) -> tuple[Array, Scalar | float]:
+            if of.choose is None:
+                return draw(own_law(model, x, s), key, dtype), 0.0
+            chosen = of.choose(x, s)
+            noise = draw_noise(key, 1, chosen.noise_shape, dtype)
+            return chosen.draw(noise[0])
+
         def value(key: Key, x: Array) -> Scalar:
-            moved = draw(own_law(model, x, s), key, dtype)
+            moved, log_ratio = move(key, x)
             beyond = 0.0 if log_twist is None else log_twist(moved, later)
-            return log_emission(model, moved, s) + beyond
+            return log_emission(model, moved, s) + beyond + log_ratio
 
         def mean(key: Key, x: Array) -> Scalar:
             keys = jax.random.split(key, num_draws)
