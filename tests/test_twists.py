@@ -249,6 +249,67 @@ def test_a_twist_in_closed_form_needs_a_gaussian_transition():
         analytic(case)
 
 
+# Coordinates that have nothing to do with each other.
+
+
+class Loaded(sk.StateSpaceModel):
+    """Independent walks, seen through a matrix, or one by one where there is none."""
+
+    loading: Any
+    factor: Any = None
+
+    def initial(self, u):
+        return dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+
+    def transition(self, x, u):
+        mean = jnp.roll(0.7 * x, 1)
+        if self.factor is not None:
+            return dist.MultivariateNormal(mean, scale_tril=self.factor)
+        return dist.Normal(mean, jnp.array([0.5, 1.0, 0.2])).to_event(1)
+
+    def emission(self, x, u):
+        mean = x if self.loading is None else self.loading @ x
+        return dist.Normal(mean, jnp.exp(0.5 * x)).to_event(1)
+
+
+def loaded(loading=None, factor=None):
+    ys = np.random.default_rng(2).normal(size=(6, 3))
+    ys[2], ys[4, 1] = np.nan, np.nan
+    ys, mask = with_gaps(ys)
+    return Case(as_arrays(Loaded(loading, factor)), (ys, None, mask), None)
+
+
+def test_what_joins_coordinates_is_found_whatever_the_parameters():
+    """An identity joins nothing today, and may when it has been learned."""
+    assert induced(loaded()).apart
+    for case in (loaded(jnp.eye(3)), loaded(factor=jnp.eye(3)), finite()):
+        assert not induced(case).apart
+
+
+def proposed(case, head, apart):
+    """Draws, their log ratios, and the log ratio of a state that was not drawn."""
+    twist = None
+    if head is not None:
+        twist = learned.Twist(learned.Windowed(2), head).build(KEY, case.setting)
+    pieces = Pieces(twist, dataclasses.replace(induced(case), apart=apart))
+
+    @jax.jit
+    def at(t, before):
+        of = sweepable(pieces, case.model, case.series, jnp.float64)
+        choice = of.choose(before, of.steps(t))
+        return choice.draw(jnp.array([0.3, -1.0, 0.6])), choice.log_ratio(jnp.arange(3.0))
+
+    return at(3, jnp.ones(3)), at(4, jnp.ones(3))
+
+
+@pytest.mark.parametrize("head", [None, learned.Quadratic(4, diagonal=True), learned.Quadratic(4)])
+def test_diagonals_alone_give_the_same_proposal(head):
+    """And a twist that joins coordinates takes whole matrices."""
+    found, dense = (jax.tree.leaves(proposed(loaded(), head, apart)) for apart in (True, False))
+    for a, b in zip(found, dense, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11)
+
+
 # What a twist may look at.
 
 
@@ -485,8 +546,9 @@ def test_the_best_classifier_has_the_known_floor():
     case = drift(0.7, -4.0)
     objective = objectives.DensityRatio(batch_size=20_000)
     classifier = Classifier(10)
-    given = KEY, case.model, classifier, batch_of(case), objective
-    positive, negative, counts = map(np.asarray, jax.jit(lambda: pair_logits(*given))())
+    given = KEY, case.model, classifier, batch_of(case)
+    pieces = Pieces(classifier, None)
+    positive, negative, counts = map(np.asarray, jax.jit(lambda: pair_logits(*given, objective))())
     assert positive.shape == (20_000, 9) and negative.shape == (4, 20_000, 9) and counts.all()
     # a mean over the negatives of one series: they share its observation
     terms = 0.5 * np.logaddexp(0, -positive) + 0.5 * np.logaddexp(0, negative).mean(axis=0)
@@ -496,7 +558,7 @@ def test_the_best_classifier_has_the_known_floor():
     information = 0.5 * np.log(11 / np.arange(10, 1, -1))
     error = positive.std(axis=0) / np.sqrt(len(positive))
     assert np.all(np.abs(positive.mean(axis=0) - information) < 4.5 * error)
-    loss, told = jax.jit(lambda: objective.loss(*given[:-1]))()
+    loss, told = jax.jit(lambda: objective.loss(KEY, case.model, pieces, given[-1]))()
     assert abs(float(loss) - 0.5996) < 6 * terms.mean(axis=1).std() / np.sqrt(len(terms))
     assert abs(float(told["classifier_floor"]) - float(loss)) < 5e-3
     np.testing.assert_allclose(loss, terms.mean(), rtol=1e-12)
@@ -509,7 +571,8 @@ def test_one_that_says_nothing_loses_log_two():
         def log_twist(self, model, x, features):
             return jnp.zeros(())
 
-    loss = jax.jit(partial(objectives.DensityRatio().loss, twist=Silent(10), series=batch_of(case)))
+    given = {"pieces": Pieces(Silent(10), None), "series": batch_of(case)}
+    loss = jax.jit(partial(objectives.DensityRatio().loss, **given))
     loss, _ = loss(KEY, case.model)
     np.testing.assert_allclose(loss, math.log(2), rtol=1e-12)
 
@@ -540,7 +603,8 @@ def test_a_learned_classifier_comes_near_the_best():
     learner, _ = take_steps(task, begin(task, {}, Pieces(start, None)), TWIST, jnp.array(3000))
     twist = learner.twist
     objective = objectives.DensityRatio(batch_size=20_000)
-    losses = eqx.filter_jit(lambda t: objective.loss(KEY, case.model, t, batch_of(case))[0])
+    given = batch_of(case)
+    losses = eqx.filter_jit(lambda t: objective.loss(KEY, case.model, Pieces(t, None), given)[0])
     gained = float(losses(twist)) - float(losses(Classifier(10)))  # on the same simulations
     assert 0 < gained < 0.01
     for t in range(2, 10):

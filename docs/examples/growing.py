@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 import ssmkit as sk
-from ssmkit.smc.proposals import from_law, own_law
+from ssmkit.learned import from_law, own_law
 
 HORIZON = 6  # steps
 

@@ -74,6 +74,11 @@ class QuadraticHead(eqx.Module):
     size: int = eqx.field(static=True)
     diagonal: bool = eqx.field(static=True)
 
+    @property
+    def separable(self) -> bool:
+        """Whether it is a sum of functions of single coordinates of the state."""
+        return self.diagonal
+
     def prepare(self, features: Float[Array, " F"]) -> Coefficients:
         """The coefficients at one time."""
         told = self.network(features)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from ssmkit.learned.twists import read_series
+from ssmkit.learned.twists import Beyond, read_series
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Recipe
 from ssmkit.smc.proposals import Draw
@@ -100,9 +100,7 @@ def sweepable(
         return Read(reading.at(t), reading.at(t + 1), input_at(known, t))
 
     def choose(before: Array | None, s: Step) -> Draw:
-        beyond = None
-        if reading is not None:
-            beyond = lambda x: reading.log_twist(x, s.read.beyond)  # noqa: E731 - one line
+        beyond = None if reading is None else Beyond(reading, s.read.beyond)
         return pieces.proposal.draw(model, before, s, beyond, dtype)
 
     steps = steps_of(ys, us, mask, read)

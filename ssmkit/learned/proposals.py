@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ssmkit.learned.apart import draw_apart, leaves_coordinates_apart
 from ssmkit.learned.encoders import Recurrent
 from ssmkit.learned.heads import small_network
 from ssmkit.learned.reading import Scale, Setting
@@ -170,7 +171,9 @@ class Induced:
     \[q_t(x_t) \propto p(x_t \mid x_{t-1})\, p(y_t \mid x_t)\, \psi_{t+1}(x_t)\]
 
     Over a finite state it is computed; under a Gaussian transition it is the normal law around the
-    mode, exact where emission and twist are quadratic. Nothing of its own is learned.
+    mode, exact where emission and twist are quadratic. Nothing of its own is learned. Where neither
+    transition noise, nor emission, nor twist joins coordinates (as `Quadratic` does not when it is
+    diagonal), none of its matrices is formed, and many coordinates cost little.
 
     Args:
         iterations: Newton steps to the mode.
@@ -186,13 +189,20 @@ class Induced:
 
     def build(self, key: Key, setting: Setting) -> InducedProposal:
         """Nothing is learned here."""
-        return InducedProposal(self.iterations)
+        apart = setting.state.size > 1 and leaves_coordinates_apart(setting)
+        return InducedProposal(self.iterations, apart)
 
 
 class InducedProposal(eqx.Module):
-    """The law of `Induced`."""
+    """The law of `Induced`.
+
+    Attributes:
+        iterations: Newton steps to the mode.
+        apart: whether the model leaves the coordinates of the state apart.
+    """
 
     iterations: int = eqx.field(static=True)
+    apart: bool = eqx.field(static=True, default=False)
 
     def read(self, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any) -> PyTree:
         """Nothing beyond what the twist has read."""
@@ -211,6 +221,9 @@ class InducedProposal(eqx.Module):
             return own_law(model, before, s)
 
         base = _kind(own)
+        separable = beyond is None or getattr(beyond, "separable", False)
+        if self.apart and separable and issubclass(base, dist.Normal):
+            return draw_apart(self.iterations, own, log_target, dtype)
         if not issubclass(base, dist.CategoricalProbs | dist.CategoricalLogits):
             rule = Linearised(self.iterations)
             return from_linearised(rule, model, before, s, log_target, dtype)

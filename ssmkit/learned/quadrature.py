@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmkit.errors import ModelError
+from ssmkit.learned.apart import coordinates, leaves_coordinates_apart
 from ssmkit.learned.reading import Setting
 from ssmkit.models.base import StateSpaceModel
-from ssmkit.models.distributions import base_distribution, moments
-from ssmkit.models.observation import observed_log_prob
+from ssmkit.models.distributions import moments
 from ssmkit.reprs import call_repr
 from ssmkit.smc.proposals import own_law, require_gaussian
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.smc.weights import log_mean_exp
-from ssmkit.typing import Array, Inputs, Key, Law, PyTree, Scalar
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 MOST_POINTS = 1000
 
@@ -64,7 +64,7 @@ class Quadrature:
         x = jax.eval_shape(lambda: model.at(0).initial(u).sample(jax.random.key(0)))
         x = jnp.zeros(x.shape, setting.dtype)
         require_gaussian(lambda: own_law(model, x, step), repr(self))
-        apart = x.size == 1 or _leaves_coordinates_apart(model, setting, x)
+        apart = x.size == 1 or leaves_coordinates_apart(setting)
         nodes, weights = np.polynomial.hermite_e.hermegauss(self.degree)
         size = 1 if apart else x.size
         if self.degree**size > MOST_POINTS:
@@ -114,31 +114,3 @@ class QuadratureTwist(eqx.Module):
         values = jax.vmap(of_point)(points).reshape(points.shape[0], -1)
         terms = values + (log_shares + math.log(points.shape[0]))[:, None]
         return jnp.sum(jax.vmap(log_mean_exp, 1)(terms))
-
-
-def coordinates(model: StateSpaceModel, x: Array, s: Step) -> Array:
-    """Log density of each coordinate of what was observed, in nats."""
-    law = base_distribution(model.at(s.t).emission(x, s.u))
-    mask = None if s.mask is None else jnp.broadcast_to(s.mask, jnp.shape(s.y))
-    return observed_log_prob(law, s.y, mask)
-
-
-def _leaves_coordinates_apart(model: StateSpaceModel, setting: Setting, x: Array) -> bool:
-    """Whether noise is independent and each observation depends on its own state only."""
-    u = setting.first_input
-    s = Step(0, setting.observation.mean, u, None)
-    kinds: list[bool] = []
-
-    def look() -> Array:
-        law: Law = model.at(0).emission(x, u)
-        base = base_distribution(law)
-        one_each = law.event_shape == x.shape and base.event_shape == ()
-        kinds.append(one_each and moments(own_law(model, x, s))[1].ndim == 1)
-        return jnp.zeros(())
-
-    jax.eval_shape(look)
-    if not kinds[0]:
-        return False
-    somewhere = setting.state.mean + 0.5 * setting.state.deviation
-    slopes = jax.jacfwd(lambda x: coordinates(model, x, s))(somewhere)
-    return bool(jnp.all(slopes - jnp.diag(jnp.diagonal(slopes)) == 0))

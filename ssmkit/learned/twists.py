@@ -10,13 +10,14 @@ is observed any more (always behind the last time) there is no twist. Factors th
 the state change nothing.
 
 A builder is a frozen dataclass with ``build(key, setting)`` that makes one, and ``amortised``:
-whether what it has learned serves other series.
+whether what it has learned serves other series. A twist that is a sum of functions of single
+coordinates may say so by ``separable``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -73,6 +74,11 @@ class LearnedTwist(eqx.Module):
     head: Any
     scale: Scale
 
+    @property
+    def separable(self) -> bool:
+        """Whether it is a sum of functions of single coordinates of the state."""
+        return getattr(self.head, "separable", False)
+
     def read(self, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any) -> PyTree:
         """Read a series from its end."""
         return jax.vmap(self.head.prepare)(self.encoder(ys, us, mask))
@@ -102,6 +108,22 @@ class Reading:
         features, is_informed = known
         value = self.twist.log_twist(self.model, x, features)
         return jnp.where(is_informed, value, 0.0)
+
+
+class Beyond(NamedTuple):
+    """The log twist of a state by all that comes later than its time; called with the state."""
+
+    reading: Reading
+    known: tuple[PyTree, Array]
+
+    @property
+    def separable(self) -> bool:
+        """Whether it is a sum of functions of single coordinates of the state."""
+        return getattr(self.reading.twist, "separable", False)
+
+    def __call__(self, x: Array) -> Scalar:
+        """Log twist in nats."""
+        return self.reading.log_twist(x, self.known)
 
 
 def read_series(twist: Any, model: StateSpaceModel, series: tuple[Array, Inputs, Any]) -> Reading:
