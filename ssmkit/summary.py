@@ -95,7 +95,7 @@ def summarise(posterior: Posterior) -> Summary:
     table, warnings = _parameter_table(posterior)
     diagnosis = _diagnosis(posterior)
     tests = _tests(posterior) if diagnosis is None else diagnosis.tests
-    cloud = () if diagnosis is None else diagnosis.cloud_warnings
+    cloud = () if diagnosis is None else _cloud_warnings(posterior, diagnosis)
     warnings = (*warnings, *cloud, *_evidence_warnings(posterior))
     return Summary(tuple(lines), table, tuple(tests), warnings)
 
@@ -106,6 +106,14 @@ def _diagnosis(posterior: Posterior) -> Diagnosis | None:
         return None
     kept = isinstance(posterior.parts.get("predicted"), Particles)
     return diagnose(posterior) if kept else None
+
+
+def _cloud_warnings(posterior: Posterior, diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Judge the cloud by the target that it follows, which is not the filter's under a twist."""
+    twisted = posterior.diagnostics.get("twisted_ess")
+    if twisted is not None:
+        diagnosis = dataclasses.replace(diagnosis, ess=np.asarray(twisted), k_hat=None)
+    return diagnosis.cloud_warnings
 
 
 def _evidence_warnings(posterior: Posterior) -> list[str]:

@@ -123,6 +123,18 @@ def test_a_learned_twist_and_proposal_leave_the_evidence_unbiased_and_make_it_ti
     assert history["classifier_floor"].shape == history["held_out_bound"].shape == (1,)
 
 
+def test_the_effective_number_is_that_of_the_target_which_the_particles_follow():
+    """Under the exact twist all particles count, and few of them do for the filter."""
+    ys = np.full(10, np.nan)
+    ys[-1] = 11.0
+    options = {"twist": learned.Analytic(iterations=1), "rounds": 1, "num_particles": 64}
+    posterior = run(sk.models.GaussianDrift(0.0), ys, options=options)
+    cloud = posterior.diagnostics
+    np.testing.assert_allclose(cloud["twisted_ess"], 64.0, rtol=1e-6)
+    assert cloud["ess"].min() < 10 and sk.diagnose(posterior).cloud_warnings
+    assert not any("effective" in text or "k-hat" in text for text in posterior.summary().warnings)
+
+
 def test_parameters_are_learned_and_said():
     posterior = fitted()
     value = float(np.asarray(posterior.params["persistence"]).ravel()[0])

@@ -19,7 +19,7 @@ from ssmkit.engines.states import check_finite, run_states
 from ssmkit.engines.training import Plan, train
 from ssmkit.learned.encoders import Recurrent
 from ssmkit.learned.heads import Network
-from ssmkit.learned.pieces import Learned, Pieces, sweepable
+from ssmkit.learned.pieces import Learned, Pieces, Sweepable, sweepable
 from ssmkit.learned.proposals import Induced, PerStepGaussian
 from ssmkit.learned.reading import setting_of
 from ssmkit.learned.twists import Twist
@@ -34,6 +34,7 @@ from ssmkit.models.programs import (
 )
 from ssmkit.objectives import sixo as bound
 from ssmkit.objectives.density_ratio import DensityRatio
+from ssmkit.objectives.sweep import Sweep, log_twists
 from ssmkit.posterior import Data, Draws, Posterior
 from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
@@ -54,6 +55,10 @@ class SIXO:
     program's parameters and the proposal by ascending a lower bound of the log evidence. Whatever
     was learned, the evidence is unbiased and filtered beliefs are those of the model; a good twist
     makes the evidence tight and keeps many ancestors.
+
+    ``diagnostics["twisted_ess"]`` is the effective number of particles at each time for
+    \(\gamma_t\), by which ``summary()`` judges the run; ``diagnostics["ess"]`` is that of the
+    filtered beliefs, which may be small in a good run.
 
     Args:
         num_particles: ``N`` of the posterior.
@@ -131,7 +136,7 @@ class SIXO:
             "twist": Twist(Recurrent(32), Network(128, depth=1)),
             "proposal": PerStepGaussian(),
             "objective": bound.SIXO(batch_size=1, optimizer=adam(3e-4)),
-            "twist_learning": DensityRatio(num_negatives=1, steps=100, optimizer=adam(1e-3)),
+            "twist_learning": DensityRatio(64, 1, steps=100, optimizer=adam(1e-3)),
             "rounds": 50_000,
         }
         return cls(**settings | changes)
@@ -247,12 +252,16 @@ class TwistedFilter(eqx.Module):
 
     def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
         """The filter, the steps of a series, and how states are drawn."""
+        return self.prepare_twisted(model, series)[0]
+
+    def prepare_twisted(self, model: StateSpaceModel, series: Series) -> tuple[Prepared, Sweepable]:
+        """The same, and what knows the twist."""
         options = self.options
         dtype = floating_type(model, series[0])
         of = sweepable(self.pieces, model, series, dtype)
         select = selector(scheme_of(options), options.threshold)
         particle_filter = ParticleFilter(of.recipe, select, options.num_particles, dtype)
-        return Prepared(particle_filter, of.steps, of.length, of.choose)
+        return Prepared(particle_filter, of.steps, of.length, of.choose), of
 
     def log_evidence(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any
@@ -264,5 +273,10 @@ class TwistedFilter(eqx.Module):
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series."""
-        run = self.prepare(model, (ys, us, mask)).run(key, keep=keep == "all")
-        return parts_of(self.options, key, model, us, run)
+        prepared, of = self.prepare_twisted(model, (ys, us, mask))
+        cloud, steps = prepared.run(key, keep=keep == "all")
+        parts = parts_of(self.options, key, model, us, (cloud, steps))
+        if steps is not None:
+            swept = Sweep(cloud.log_evidence, steps, log_twists(of, steps), of)
+            parts["steps"] |= {"twisted_ess": swept.effective_sizes}
+        return parts
