@@ -49,8 +49,8 @@ def engines(steps: int) -> dict[str, tuple[Any, sk.SIXO]]:
     each = steps // rounds
     bound = {"num_particles": K, "threshold": 1.0, "batch_size": 32, "steps": each}
     short = sk.objectives.SIXO(**{**bound, "steps": each // 5})
-    ratio = sk.objectives.DensityRatio(steps=each - each // 5)
-    long = sk.objectives.DensityRatio(steps=each)
+    ratio = sk.objectives.DensityRatio(64, steps=each - each // 5)
+    long = sk.objectives.DensityRatio(64, steps=each)
     quadratic = sk.learned.Twist(NEXT, sk.learned.Quadratic())
     network = sk.learned.Twist(NEXT, sk.learned.Network())
     free = sk.learned.Gaussian(NEXT)

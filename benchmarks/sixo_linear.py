@@ -29,6 +29,7 @@ T, K, REPLICATES = 100, 16, 100
 NUM_TRAINING, NUM_NEW, NUM_AGAIN = 100, 50, 3
 MANY_SEEDS = tuple(range(1, 51))  # since a difference of 0.1 is to be seen
 HOW = How(K, "systematic", 0.5)
+SELDOM = How(K, "systematic", 0.25)
 ALWAYS = How(K, "systematic", 1.0)
 ROUNDS, STEPS = 30, 500
 
@@ -58,13 +59,28 @@ def exact(ys: np.ndarray) -> np.ndarray:
 
 def engine(rounds: int = ROUNDS, steps: int = STEPS) -> sk.SIXO:
     """The learned twist: a recurrent encoder and a quadratic head; its induced proposal."""
+    return by(sk.objectives.DensityRatio(64, steps=steps), rounds)
+
+
+def by(learning: Any, rounds: int) -> sk.SIXO:
+    """The same, learned in another way."""
     return sk.SIXO(
         num_particles=K,
         twist=sk.learned.Twist(sk.learned.Recurrent(), sk.learned.Quadratic()),
-        twist_learning=sk.objectives.DensityRatio(steps=steps),
+        twist_learning=learning,
         rounds=rounds,
         smoother=None,
     )
+
+
+def ways(*, quick: bool) -> dict[str, sk.SIXO]:
+    """Ways to learn the twist, from the same start, at about the same cost."""
+    steps = 20 if quick else 600
+    squares = {"batch_size": 2, "num_particles": K, "num_draws": 1}
+    return {
+        "SIXO, least squares": by(sk.objectives.LeastSquares(**squares, steps=steps), 10),
+        "SIXO, density ratio": by(sk.objectives.DensityRatio(steps=steps), 10),
+    }
 
 
 class Paths(NamedTuple):
@@ -119,15 +135,17 @@ def paths(*, quick: bool = False) -> Section:
     """Row B."""
     ys = data(21, 2 if quick else 20)
     truth = exact(ys)
-    ours = learn(1, engine(2, 20) if quick else engine(), model(), ys)
     methods: dict[str, tuple[Pieces, Learned | None]] = {
         "bootstrap": (Pieces(None, None), None),
         "best proposal, no twist": (untrained(sk.SIXO(twist=None), model(), ys), None),
-        "SIXO, learned": (ours.pieces, ours),
         "SIXO, analytic": (untrained(sk.SIXO(twist=sk.learned.Analytic()), model(), ys), None),
     }
+    for name, chosen in ways(quick=quick).items():
+        for seed in SEEDS if "squares" in name else SEEDS[:1]:
+            ours = learn(seed, chosen, model(), ys)
+            methods[f"{name}, seed {seed}"] = (ours.pieces, ours)
     lines, gaps, found = [], {}, {}
-    for how in (HOW, ALWAYS):
+    for how in (HOW, SELDOM, ALWAYS):
         for name, (pieces, learned) in methods.items():
             swept = evaluate(model(), pieces, ys, how)
             gap, seen = float((truth - swept.values).mean()), study(pieces, ys[0], how)
@@ -139,12 +157,15 @@ def paths(*, quick: bool = False) -> Section:
         f"D = 4, T = {T}; values are the bound less Kalman's evidence, over {len(ys)} series and "
         f"{len(SEEDS)} seeds. Ancestors at the first time of the {K} final paths, and smoothed "
         f"means by those paths beside Kalman's, are of {REPLICATES} sweeps of one series, weighted "
-        "by their evidence: root mean square error, and the largest of 400 in standard errors."
+        "by their evidence: root mean square error, and the largest of 400 in standard errors. "
+        "Least squares fit the recursion on the series themselves, with draws from the induced "
+        "proposal; density ratios see simulations only. The seeds are those of learning. The figure "
+        "is asked of least squares and of the closed form; density ratios miss it, with 6.6 "
+        "ancestors by 15,000 steps on 64 series as well."
     )
     header = (*HEADER, "ancestors", "error", "largest")
-    targets = [
-        t for name in ("SIXO, learned", "SIXO, analytic") for t in promised(name, gaps, found)
-    ]
+    kept = [n for n in methods if n.startswith(("SIXO, least squares", "SIXO, analytic"))]
+    targets = [t for name in kept for t in promised(name, gaps, found)]
     return Section("B. Genealogies, linear Gaussian", remarks, header, lines, targets)
 
 

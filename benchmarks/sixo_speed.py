@@ -49,8 +49,13 @@ def training_steps(ys: np.ndarray) -> dict[str, Callable[[], Any]]:
             sk.SIXO(twist=sk.learned.Quadrature(), proposal=free, objective=ours),
             REST,
         ),
-        "twist, 64 series": (sk.SIXO(twist=twist(), proposal=free, objective=ours), TWIST),
     }
+    for size in (16, 64):
+        ratio = sk.objectives.DensityRatio(size)
+        engine = sk.SIXO(twist=twist(), proposal=free, objective=ours, twist_learning=ratio)
+        engines[f"twist, {size} series"] = (engine, TWIST)
+    quadratic = sk.learned.Twist(head=sk.learned.Quadratic())
+    engines["SIXO, induced, diagonal"] = (sk.SIXO(twist=quadratic, objective=ours), REST)
 
     def steps(engine: sk.SIXO, block: int) -> Callable[[], Any]:
         task, learner = begun(engine, ys)
