@@ -159,7 +159,7 @@ def paths(*, quick: bool = False) -> Section:
         f"means by those paths beside Kalman's, are of {REPLICATES} sweeps of one series, weighted "
         "by their evidence: root mean square error, and the largest of 400 in standard errors. "
         "Least squares fit the recursion on the series themselves, with draws from the induced "
-        "proposal; density ratios see simulations only. The seeds are those of learning. The figure "
+        "proposal; density ratios see simulations only. The seeds are of learning. The figure "
         "is asked of least squares and of the closed form; density ratios miss it, with 6.6 "
         "ancestors by 15,000 steps on 64 series as well."
     )
