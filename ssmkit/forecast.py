@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -144,7 +145,7 @@ def future_times(times: pd.Index | None, num_steps: int) -> pd.Index | None:
     if isinstance(times, pd.PeriodIndex):
         return pd.period_range(times[-1] + 1, periods=num_steps, freq=times.freq)
     if isinstance(times, pd.DatetimeIndex):
-        frequency = times.freq or (pd.infer_freq(times) if len(times) > 2 else None)
+        frequency = times.freq or _inferred(times)
         if frequency is None and len(times) > 10 and not (times.day_of_week >= 5).any():
             frequency = "B"  # daily data without week-ends; holidays are not known
         if frequency is None:
@@ -155,3 +156,13 @@ def future_times(times: pd.Index | None, num_steps: int) -> pd.Index | None:
         step = times[-1] - times[-2]
         return pd.Index([times[-1] + step * (i + 1) for i in range(num_steps)], name=times.name)
     return None
+
+
+def _inferred(times: pd.DatetimeIndex) -> Any:
+    """The frequency of dates that do not say theirs; None where there is none."""
+    import pandas as pd
+
+    with warnings.catch_warnings():
+        # of pandas 4, which answers with an offset in place of its name: both will do
+        warnings.filterwarnings("ignore", "A future version of pandas will return a BaseOffset")
+        return pd.infer_freq(times) if len(times) > 2 else None
