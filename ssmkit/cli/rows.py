@@ -47,8 +47,7 @@ class Writer:
     def names(self, belief: Belief) -> list[str]:
         """Names of the coordinates, or of the states of a finite belief."""
         if isinstance(belief, Categorical):
-            count = belief.log_probabilities.shape[-1]
-            return list(belief.labels.names or [f"state {k}" for k in range(count)])
+            return [f"state {k}" for k in range(belief.log_probabilities.shape[-1])]
         return belief._names(self.default)
 
     def row(self, told: Told, names: list[str], columns: dict[str, np.ndarray]) -> bytes:

@@ -23,6 +23,7 @@ from ssmkit.cli.reading import Lines, read_header, with_numbers
 from ssmkit.cli.rows import Writer
 from ssmkit.cli.session import Reader, Session
 from ssmkit.cli.targets import start_model
+from ssmkit.errors import OptionError
 
 EVERY = options.Every(seconds=1.0)
 
@@ -51,7 +52,6 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--every",
         type=options.every,
-        default=EVERY,
         metavar="N|Ns",
         help="write it every so many observations, or seconds (1s)",
     )
@@ -65,7 +65,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Follow standard input to its end; returns the exit code."""
-    checkpoint = Checkpoint(arguments.checkpoint, arguments.every)
+    if arguments.checkpoint is None and (arguments.every or arguments.live):
+        raise OptionError("--every and --live go with --checkpoint.", fix="--checkpoint FILE")
+    checkpoint = Checkpoint(arguments.checkpoint, arguments.every or EVERY)
     position = checkpoint.position
     output = Output(arguments.output, None if position is None else position.offset)
     with Interrupts() as interrupts:

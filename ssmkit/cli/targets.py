@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 import traceback
 from pathlib import Path
@@ -80,19 +79,16 @@ def _from_file(path: Path) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise OptionError("there is no such file.", got=str(path), expected="a Python file")
-    name = path.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        if Path(getattr(loaded, "__file__", None) or ".").resolve() == path:
-            return loaded
+    sys.path.insert(0, str(path.parent))  # it may import its neighbours
+    module = _imported(path.stem, lambda: importlib.import_module(path.stem))
+    if Path(getattr(module, "__file__", None) or ".").resolve() != path:
         raise OptionError(
-            f"a module called {name} is there already.",
+            f"there is another module called {path.stem}.",
             got=str(path),
             expected="a name of its own",
             fix=f"rename it: my_{path.name}",
         )
-    sys.path.insert(0, str(path.parent))  # it may import its neighbours
-    return _imported(name, lambda: importlib.import_module(name))
+    return module
 
 
 def _imported(name: str, load: Any) -> ModuleType:
