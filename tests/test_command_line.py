@@ -668,6 +668,7 @@ def test_killed_at_random_points_the_output_is_the_same(start, long_file, tmp_pa
     assert last.wait() == 0, last.stderr.read()
     assert b"resumed from" in last.stderr.read()
     assert output.read_bytes() == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "rows", "state"}
 
 
 def feed(process, text):

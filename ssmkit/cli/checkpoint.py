@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -77,9 +79,13 @@ class Checkpoint:
                     expected=repr(value),
                     fix="the command that wrote it, or another --checkpoint and --output",
                 )
-        if self.path is not None:
-            flow.load(self.path, using)
+        if self.path is None:
+            return
+        flow.load(self.path, using)
         self._saved_time = flow.time
+        for left in self.path.parent.glob(f".{glob.escape(self.path.name)}.*"):
+            if re.fullmatch("[0-9a-f]{32}", left.suffix[1:]):
+                left.unlink(missing_ok=True)  # of a process that was killed while it wrote
 
     def is_due(self, flow: Stream) -> bool:
         """Whether it is time to write it."""

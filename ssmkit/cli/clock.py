@@ -59,7 +59,7 @@ class Clock:
 
     def __init__(self, step: str | None, last: Moment | None) -> None:
         """Begin after the last time."""
-        self.step, self.last = _read_step(step), last
+        self.written_step, self.step, self.last = step, _read_step(step), last
 
     def advance(self, now: Moment) -> list[Moment]:
         """Go on to a time; it counts as the last one only if all is well.

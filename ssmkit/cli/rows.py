@@ -7,7 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from ssmkit.beliefs import Belief, Categorical
@@ -35,14 +35,14 @@ class Writer:
     def __init__(self, levels: tuple[float, ...], default: str = "x") -> None:
         """Keep the levels."""
         self.levels, self.default = levels, default
+        self._levels = np.asarray(levels)
 
     def columns(self, belief: Belief) -> dict[str, np.ndarray]:
         """What the rows say of a belief, or of beliefs over time: name to array."""
-        told = _moments(belief, jnp.asarray(self.levels))
-        found = {name: np.asarray(value) for name, value in told.items() if name != "quantiles"}
-        for level, value in zip(self.levels, told.get("quantiles", ()), strict=False):
-            found[f"quantiles {level:g}"] = np.asarray(value)
-        return found
+        told = jax.device_get(_moments(belief, self._levels))
+        for level, values in zip(self.levels, told.pop("quantiles", ()), strict=False):
+            told[f"quantiles {level:g}"] = values
+        return told
 
     def names(self, belief: Belief) -> list[str]:
         """Names of the coordinates, or of the states of a finite belief."""

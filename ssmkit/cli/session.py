@@ -15,7 +15,7 @@ from ssmkit.cli.options import say
 from ssmkit.cli.output import Output
 from ssmkit.cli.reading import Lines, Row, read_rows
 from ssmkit.cli.rows import Told, Writer
-from ssmkit.errors import DataError, SsmkitError
+from ssmkit.errors import DataError, NotComputed, SsmkitError
 from ssmkit.stream import Stream
 
 NOTHING = (0, hashlib.sha256().hexdigest())
@@ -64,7 +64,13 @@ class Session:
         self.flow, self.reader, self.writer, self.output = flow, reader, writer, output
         self.checkpoint, self.of, self.stops = checkpoint, of, stops
         self.used = NOTHING  # number and digest of the lines that were used
-        self._skipped, self._has_alarm = int(flow.diagnostics["skipped"]), False
+        self._skipped, self._has_alarm = 0, False
+
+    def resumed(self, lines: int, digest: str) -> None:
+        """The stream is where its checkpoint was, which had used these lines."""
+        self.used = lines, digest
+        self._skipped = int(self.flow.diagnostics["skipped"])
+        self._has_alarm = bool(self._alarm())
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -119,11 +125,16 @@ class Session:
         self._skipped = noticed["skipped"]
         if skipped:
             say(f"line {self.reader.lines.number}: the observation at t={t} is taken as missing")
-        alarm = None
-        if self.flow._stepper.source.run_length is not None:
-            alarm = bool(self.flow.alarm.raised)
-            if alarm and not self._has_alarm:
-                say(f"alarm at t={t}: observations no longer look like the model's predictions")
-            self._has_alarm = alarm
+        alarm = self._alarm()
+        if alarm and not self._has_alarm:
+            say(f"alarm at t={t}: observations no longer look like the model's predictions")
+        self._has_alarm = bool(alarm)
         score = noticed["log_likelihood"] if observed and not skipped else None
         return Told(t, time, observed, score, alarm, skipped)
+
+    def _alarm(self) -> bool | None:
+        """Whether it is raised; None where there is none, or nothing was seen."""
+        try:
+            return bool(self.flow.alarm.raised)
+        except NotComputed:
+            return None

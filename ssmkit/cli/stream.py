@@ -75,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             session, rows = _begin(arguments, checkpoint, output, lines)
             return session.follow(rows)
-        except Stopped as stopped:
+        except Stopped as stopped:  # before there was anything to keep
+            say(f"stopped by {stopped}")
             return stopped.code
         finally:
             output.close()
@@ -108,38 +109,54 @@ def _begin(
     import ssmkit as sk
 
     given, position = _given(arguments), checkpoint.position
-    run_length = arguments.run_length
-    flow = sk.stream(arguments.seed, given.engine, given.target, run_length=run_length)
-    columns = columns_of(arguments, given.note)
+    flow = sk.stream(arguments.seed, given.engine, given.target, run_length=arguments.run_length)
     goes_on = position if arguments.live else None
-    parser, first = _parser(lines, columns, goes_on)
-    layout = layout_of(given.model, parser.columns)
-    parser = dataclasses.replace(parser, whole=layout.is_whole)
-    of = _options(arguments, parser.columns, arguments.step or given.note.get("step"))
-    if position is not None:
+    reader, first = _reader(arguments, given, lines, position, goes_on)
+    of = _options(arguments, reader)
+    session = Session(
+        flow,
+        reader,
+        Writer(arguments.quantiles),
+        output,
+        checkpoint,
+        of,
+        stops=arguments.on_error == "stop",
+    )
+    if position is None:
+        session.save()  # before there is an output, which nothing would go on with
+    else:
         checkpoint.resume(flow, of, given.using)
         if goes_on is None and position.lines:
             lines.skip_to(position.lines, position.digest)
             first = None
+        session.resumed(position.lines, position.digest)
         say(f"resumed from {arguments.checkpoint} after {flow.time} observations")
-    last = given.note.get("last") if position is None else position.last
-    clock = Clock(of["step"], None if last is None or of["time"] is None else moment(last))
-    writer, stops = Writer(arguments.quantiles), arguments.on_error == "stop"
-    reader = Reader(lines, parser, clock, layout)
-    session = Session(flow, reader, writer, output, checkpoint, of, stops)
-    if position is not None:
-        session.used = position.lines, position.digest
-    else:
-        session.save()  # before there is an output, which nothing would go on with
     output.open()
-    say(f"{given.engine!r} on {', '.join(parser.columns.observations or ())}: reading")
+    say(f"{given.engine!r} on {', '.join(reader.parser.columns.observations or ())}: reading")
     return session, with_numbers(lines, first)
+
+
+def _reader(
+    arguments: argparse.Namespace,
+    given: _Given,
+    lines: Lines,
+    position: Position | None,
+    goes_on: Position | None,
+) -> tuple[Reader, bytes | None]:
+    """What turns lines into rows, and the first line if it is a row."""
+    columns = columns_of(arguments, given.note)
+    parser, first = _parser(lines, columns, goes_on)
+    layout = layout_of(given.model, parser.columns)
+    parser = dataclasses.replace(parser, whole=layout.is_whole)
+    last = given.note.get("last") if position is None else position.last
+    known = last is not None and parser.columns.time is not None
+    clock = Clock(arguments.step or given.note.get("step"), moment(last) if known else None)
+    return Reader(lines, parser, clock, layout), first
 
 
 def _parser(
     lines: Lines, columns: Columns, goes_on: Position | None
 ) -> tuple[Parser, bytes | None]:
-    """The parser, and the first line if it is a row."""
     if goes_on is None:
         return read_header(lines, columns)
     parser = parser_of(goes_on.form, tuple(goes_on.header), columns)
@@ -147,13 +164,14 @@ def _parser(
     return parser, None if line is None or parser.is_header(line) else line
 
 
-def _options(arguments: argparse.Namespace, columns: Columns, step: str | None) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace, reader: Reader) -> dict[str, Any]:
     """What two runs of one stream have in common, as values of JSON."""
+    columns = reader.parser.columns
     return {
         "columns": list(columns.observations or ()),
         "inputs": list(columns.inputs or ()),
         "time": columns.time,
-        "step": step,
+        "step": reader.clock.written_step,
         "quantiles": list(arguments.quantiles),
         "seed": arguments.seed,
         "output": None if arguments.output is None else str(arguments.output),
