@@ -139,7 +139,8 @@ def report(lines: list, seconds: dict[str, float], arguments: argparse.Namespace
         "# Resume on the command line\n\n"
         f"{today}, CPU. `ssmkit stream --output --checkpoint`, {arguments.rows:,} lines with gaps "
         "in time, missing values and malformed lines, an alarm; killed by SIGKILL at random points "
-        f"and started anew. An undisturbed run, start and all: {runs}.\n\n"
+        f"and started anew. An undisturbed run, start and all, on a machine with other "
+        f"work to do: {runs}. Seed {arguments.seed}.\n\n"
         f"**{same} of {total} kills left no trace**: the output equals the undisturbed run's byte "
         "for byte.\n\n" + timing.markdown(list(HEADER), lines) + "\n"
     )
