@@ -130,7 +130,7 @@ ANY = {
         learned.Gaussian(learned.Windowed(1), 8),
     ),
     "per step": (learned.Twist(learned.PerStep(3), SUM), learned.PerStepGaussian()),
-    "induced": (learned.Twist(learned.Recurrent(4), SUM), learned.Induced()),
+    "induced": (learned.Twist(learned.Recurrent(4), SUM), learned.Induced(1)),
     "alone": (
         learned.Twist(learned.PerStep(3), learned.Network(8)),
         learned.Gaussian(learned.Recurrent(4), 8, product=False),
@@ -319,7 +319,7 @@ def mean_and_error(values):
 
 def test_at_the_optimum_the_biased_gradient_is_the_score():
     """Where all weights are equal nothing is lost with the choice of ancestors."""
-    pieces = Pieces(made(learned.Analytic(), "drift"), Best())
+    pieces = Pieces(made(learned.Analytic(1), "drift"), Best())
     found, error = mean_and_error(slopes(objectives.SIXO(threshold=1.0), pieces, 20_000))
     assert abs(found - 5.5) < 4 * error  # y − 11 a
     assert error < 0.05
@@ -393,7 +393,7 @@ class Tilted(eqx.Module):
 @cache
 def exact():
     """The best twist and the proposal that it induces."""
-    return made(learned.Analytic(iterations=1)), made(learned.Induced())
+    return made(learned.Analytic(1)), made(learned.Induced(1))
 
 
 def tilted(pair, slope):
@@ -461,7 +461,7 @@ def pair_probabilities(theta):
 
 def test_wake_sleep_follows_the_score_with_smoothing_weights_and_another_thing_without():
     """NAS-X: Fisher's identity. NASMC: the same with filtering weights, which is not the score."""
-    twist = learned.Analytic().build(
+    twist = learned.Analytic(1).build(
         KEY, Setting(chain(THETA), 7, None, *hmm_scales(), jnp.float64)
     )
 
@@ -494,7 +494,7 @@ def hmm_scales():
 
 def test_wake_sleep_pulls_a_proposal_towards_the_smoothing_law():
     """Moved aside by δ the slope of the inclusive divergence is the sum of δ over variances."""
-    twist = made(learned.Analytic(), "drift")
+    twist = made(learned.Analytic(1), "drift")
     objective = objectives.NASX(num_particles=500, threshold=1.0, scheme="systematic")
     n = LENGTH - np.arange(LENGTH)
 
@@ -635,12 +635,12 @@ def test_one_step_and_nothing_observed():
     """A prediction has the evidence one, exactly, with any twist."""
     nothing = (jnp.full(5, jnp.nan), None, jnp.zeros(5, bool))
     twist = louder(made(ANY["recurrent"][0]))
-    for proposal in (None, learned.Induced()):
+    for proposal in (None, learned.Induced(1)):
         pieces = Pieces(twist, made(proposal))
         found = runs(KEYS, WALK, pieces, nothing, 8, {"threshold": 1.0})[0]
         np.testing.assert_allclose(found, 0.0, rtol=0, atol=1e-14)
     one = (jnp.array([0.4]), None, None)
-    found = np.asarray(runs(KEYS, WALK, Pieces(None, made(learned.Induced())), one, 8, {})[0])
+    found = np.asarray(runs(KEYS, WALK, Pieces(None, made(learned.Induced(1))), one, 8, {})[0])
     exact = sk.log_evidence(KEY, sk.ExtendedKalman(), WALK, one[0])
     np.testing.assert_allclose(found, exact, atol=1e-10)
 

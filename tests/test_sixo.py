@@ -47,7 +47,7 @@ def engine(**options):
     """A small one; what it learns is of no use, and that is not what is asked."""
     small = {
         "num_particles": 16, "twist": TWIST, "objective": BOUND, "twist_learning": RATIO,
-        "rounds": 2, "num_paths": 20, "smoother": None,
+        "rounds": 2, "num_paths": 20, "smoother": None, "proposal": learned.Induced(1),
     }  # fmt: skip
     return sk.SIXO(**small | options)
 
@@ -79,7 +79,8 @@ def smoothed():
     )  # fmt: skip
     ys = np.array([0.5, 1.5, np.nan, -0.4, 0.7, -1.2])[:, None]
     options = {"num_particles": 200, "num_paths": 400, "rounds": 1, "smoother": "backward"}
-    exact = sk.SIXO(twist=learned.Analytic(), objective=BOUND, **options)
+    pieces = {"twist": learned.Analytic(1), "proposal": learned.Induced(1)}
+    exact = sk.SIXO(**pieces, objective=BOUND, **options)
     first = sk.infer(0, exact, model, ys, **QUIET)
     posteriors = [
         sk.infer(seed, exact, model, ys, learned=first.learned, **QUIET) for seed in range(12)
@@ -127,7 +128,7 @@ def test_the_effective_number_is_that_of_the_target_which_the_particles_follow()
     """Under the exact twist all particles count, and few of them do for the filter."""
     ys = np.full(10, np.nan)
     ys[-1] = 11.0
-    options = {"twist": learned.Analytic(iterations=1), "rounds": 1, "num_particles": 64}
+    options = {"twist": learned.Analytic(1), "rounds": 1, "num_particles": 64}
     posterior = run(sk.models.GaussianDrift(0.0), ys, options=options)
     cloud = posterior.diagnostics
     np.testing.assert_allclose(cloud["twisted_ess"], 64.0, rtol=1e-6)
@@ -157,7 +158,7 @@ def test_ascending_the_bound_finds_the_drift_of_many_series():
     bound = objectives.SIXO(
         num_particles=4, steps=150, batch_size=18, optimizer=sk.optimizer(optax.adam, 0.02)
     )
-    options = {"twist": learned.Analytic(), "objective": bound, "rounds": 1}
+    options = {"twist": learned.Analytic(1), "objective": bound, "rounds": 1}
     posterior = run(drifting, ys, batched=True, options=options)
     found = float(np.asarray(posterior.params["drift"]).ravel()[0])
     # of ten or more series a tenth is held out; to two steps of the optimiser

@@ -102,12 +102,13 @@ drift, linear, finite = cache(drift), cache(linear), cache(finite)
 CASES = {"drift": drift, "linear": linear, "finite": finite}
 
 
-def analytic(case, **options):
-    return learned.Analytic(**options).build(KEY, case.setting)
+def analytic(case, iterations=1):
+    return learned.Analytic(iterations).build(KEY, case.setting)
 
 
-def induced(case):
-    return learned.Induced().build(KEY, case.setting)
+def induced(case, iterations=1):
+    """One step finds the mode of a quadratic."""
+    return learned.Induced(iterations).build(KEY, case.setting)
 
 
 def run(key, case, pieces, count, **options):
@@ -159,7 +160,7 @@ def of_all_choices(case, pieces, count, num_keys=3):
     return np.asarray(jax.jit(lambda c: jax.lax.map(lambda x: each(keys, x), c))(CHOICES))
 
 
-@pytest.mark.parametrize("count", [2, 4, 64])
+@pytest.mark.parametrize("count", [4, 64])
 @pytest.mark.parametrize("name", CASES)
 def test_the_exact_twist_and_its_proposal_leave_no_variance(name, count):
     case = CASES[name]()
@@ -229,8 +230,9 @@ def test_around_a_path_it_serves_models_that_are_not_linear():
     def spread(pieces):
         return np.asarray(evidences(keys, case, pieces, 16, {})).std()
 
-    twisted = spread(Pieces(analytic(case), induced(case)))
-    assert twisted < 0.25 * spread(Pieces(None, induced(case)))
+    proposal = induced(case, 2)
+    twisted = spread(Pieces(analytic(case, 10), proposal))
+    assert twisted < 0.25 * spread(Pieces(None, proposal))
 
 
 def test_a_twist_in_closed_form_needs_a_gaussian_transition():
@@ -291,7 +293,7 @@ def proposed(case, head, apart):
     twist = None
     if head is not None:
         twist = learned.Twist(learned.Windowed(2), head).build(KEY, case.setting)
-    pieces = Pieces(twist, dataclasses.replace(induced(case), apart=apart))
+    pieces = Pieces(twist, dataclasses.replace(induced(case, 2), apart=apart))
 
     @jax.jit
     def at(t, before):
@@ -442,7 +444,7 @@ def test_padding_changes_no_twist(make):
     longer, length = padded(case, 6), len(case.series[0])
     states = jax.random.normal(KEY, (4,) if make is drift else (4, 3))
     for name in ("recurrent", "window of two", "analytic"):
-        twist = analytic(case, iterations=1)
+        twist = analytic(case)
         if name != "analytic":
             twist = learned.Twist(ENCODERS[name], learned.Network(8)).build(KEY, case.setting)
         values = table(twist, longer, states)
@@ -599,8 +601,8 @@ def test_a_learned_classifier_comes_near_the_best():
     case = drift()
     start = learned.Twist(learned.Windowed(1), learned.Quadratic(32)).build(KEY, case.setting)
     ratio = objectives.DensityRatio()
-    task = Task(case.model, batch_of(case), KEY, objectives.SIXO(), ratio, (3000, 0))
-    learner, _ = take_steps(task, begin(task, {}, Pieces(start, None)), TWIST, jnp.array(3000))
+    task = Task(case.model, batch_of(case), KEY, objectives.SIXO(), ratio, (6000, 0))
+    learner, _ = take_steps(task, begin(task, {}, Pieces(start, None)), TWIST, jnp.array(6000))
     twist = learner.twist
     objective = objectives.DensityRatio(batch_size=20_000)
     given = batch_of(case)

@@ -49,7 +49,7 @@ class Analytic:
     Nothing is learned, and it serves every series.
 
     Args:
-        iterations: Newton steps; a linear Gaussian model needs none.
+        iterations: Newton steps; 1 for a linear Gaussian model, which needs none.
 
     Example:
         >>> import ssmkit as sk
@@ -124,7 +124,10 @@ class GaussianMessages(eqx.Module):
             values = jax.vmap(lambda n: _log_joint(model, steps, times, n))(tried)
             return tried[jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values))]
 
-        start = _terms(model, _rolled(model, steps, times, None), steps, times)
+        path = jax.lax.stop_gradient(_rolled(model, steps, times, None))
+        start = _terms(model, path, steps, times)
+        if self.iterations <= 1:
+            return _messages(start)
         noise = jnp.zeros((ys.shape[0], start.factor.shape[-1]), start.bias.dtype)
         noise = jax.lax.fori_loop(0, self.iterations - 1, again, noise)
         path = jax.lax.stop_gradient(_rolled(model, steps, times, noise))
