@@ -29,6 +29,8 @@ from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
 from ssmkit.engines.kalman import Kalman as Kalman
 from ssmkit.engines.nuts import NUTS as NUTS
+from ssmkit.engines.online_learning import StochasticAscent as StochasticAscent
+from ssmkit.engines.online_variational import OnlineVariational as OnlineVariational
 from ssmkit.engines.options import optimizer as optimizer
 from ssmkit.engines.particle_metropolis_hastings import (
     ParticleMetropolisHastings as ParticleMetropolisHastings,

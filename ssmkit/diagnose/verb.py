@@ -61,10 +61,10 @@ def diagnose(posterior: Posterior, key: Key | int = 0) -> Diagnosis:
     key = keys.purpose(keys.as_key(key), "diagnosis")
     _require_one(posterior)
     belief: Any = posterior.predicted
-    is_cloud = isinstance(belief, Particles)
     if isinstance(belief, Gaussian):
         belief = posterior.predicted_observations
     filtered: Any = posterior.filtered
+    is_cloud = isinstance(filtered, Particles)
     data = posterior.data
     series = (data.ys, data.us, data.mask)
     found = _measure(

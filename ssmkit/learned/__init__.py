@@ -17,13 +17,13 @@ from ssmkit.learned.pieces import Pieces as Pieces
 from ssmkit.learned.proposals import Gaussian as Gaussian
 from ssmkit.learned.proposals import Induced as Induced
 from ssmkit.learned.proposals import PerStepGaussian as PerStepGaussian
+from ssmkit.learned.quadrature import Quadrature as Quadrature
+from ssmkit.learned.reading import Scale as Scale
+from ssmkit.learned.reading import Setting as Setting
 from ssmkit.learned.regression import KernelRidge as KernelRidge
 from ssmkit.learned.regression import Polynomial as Polynomial
 from ssmkit.learned.starts import LinearisedStart as LinearisedStart
 from ssmkit.learned.starts import PredictedStart as PredictedStart
-from ssmkit.learned.quadrature import Quadrature as Quadrature
-from ssmkit.learned.reading import Scale as Scale
-from ssmkit.learned.reading import Setting as Setting
 from ssmkit.learned.twists import Twist as Twist
 from ssmkit.smc.proposals import Draw as Draw
 from ssmkit.smc.proposals import from_law as from_law

@@ -127,7 +127,7 @@ def check_engine(engine: Any) -> None:
             got=f"the class {engine.__name__}",
             fix=f"sk.{engine.__name__}()",
         )
-    if hasattr(engine, "fit"):
+    if hasattr(engine, "fit") and not hasattr(engine, "advance"):
         raise EngineError(
             "a stream infers states, by parameters that stay.",
             got=repr(engine),
@@ -175,13 +175,18 @@ def at_posterior(
     num_draws = None if count == 1 else count
     kind, of = _evidence(engine, posterior)
     names = data.labels.names or posterior.model.observation_names
-    source = Source(engine, posterior.model, key, None, num_draws, kind, of, names, run_length)
+    model = posterior.model
+    if hasattr(engine, "model_of") and num_draws is None and "params" in posterior.parts:
+        # parameters go on from where they are
+        point = jax.tree.map(lambda a: a[0], posterior.params.flat())
+        model = engine.model_of(posterior.target, point)
+    source = Source(engine, model, key, None, num_draws, kind, of, names, run_length)
     row, u = np.asarray(data.ys[:1]), jax.tree.map(lambda a: a[:1], data.us)
     spec = spec_of(engine, source.one_model, row, u, 1, begun=True)
-    carry = _carry(key, engine, posterior)
+    carry = _carry(key, engine, posterior, model)
     log_weights = evidence = None
     if num_draws is None:
-        now = engine.read(source.model, carry, input_at(data.us, -1))["log_evidence"]
+        now = engine.read(model, carry, input_at(data.us, -1))["log_evidence"]
     else:
         log_weights = jax.nn.log_softmax(posterior.parts["state_log_weights"])
         total = posterior.parts.get("log_evidence")
@@ -212,7 +217,7 @@ def _evidence(engine: Any, posterior: Posterior) -> tuple[str, str]:
     return str(kind), "data given parameters"
 
 
-def _carry(key: Key, engine: Any, posterior: Posterior) -> PyTree:
+def _carry(key: Key, engine: Any, posterior: Posterior, model: Any) -> PyTree:
     """What the engine carries at the last time: of its own kind, or begun at the last belief."""
     before = posterior.state_engine
     carry = posterior.parts["carry"]
@@ -233,7 +238,7 @@ def _carry(key: Key, engine: Any, posterior: Posterior) -> PyTree:
 
     key = keys.purpose(key, "states")
     if is_single:
-        belief, begun = one(key, posterior.model, draw_of(carry, 0))
+        belief, begun = one(key, model, draw_of(carry, 0))
     else:
         draws = jax.random.split(key, posterior.num_state_draws)
         belief, begun = eqx.filter_vmap(one)(draws, posterior.model, carry)

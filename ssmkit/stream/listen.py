@@ -68,16 +68,16 @@ def _transforms(
     rule = getattr(setup.engine, "rule", None)
 
     def one(
-        key: Array, arrays: Any, belief: Any, y: Array, u: PyTree, mask: Array | None
+        key: Array, arrays: Any, carry: Any, belief: Any, y: Array, u: PyTree, mask: Array | None
     ) -> tuple[Bounds, Array]:
         now = jax.random.fold_in(setup.key(key), before.t)
         bounds_key, uniform_key = jax.random.split(now)
         step = Step(before.t, y, u, mask)
-        bounds = observation_bounds(bounds_key, setup.model(arrays), belief, step, rule)
+        bounds = observation_bounds(bounds_key, setup.model_now(arrays, carry), belief, step, rule)
         return bounds, jax.random.uniform(uniform_key, bounds.below.shape, bounds.below.dtype)
 
-    run = setup.over_lanes(one, "lmlddd")
-    bounds, uniforms = run(fixed.alarm_key, fixed.arrays, predicted, *row)
+    run = setup.over_lanes(one, "lmllddd")
+    bounds, uniforms = run(fixed.alarm_key, fixed.arrays, before.carry, predicted, *row)
     if before.log_weights is None:
         return pit(uniforms, bounds)
     weights = jnp.exp(before.log_weights)  # normalised; draws are mixed by what they knew before

@@ -67,6 +67,12 @@ class Setup:
         static = jax.tree.unflatten(structure, leaves)
         return eqx.combine(jax.tree.unflatten(self.structure, arrays), static)
 
+    def model_now(self, arrays: tuple[Array, ...], carry: PyTree) -> Any:
+        """The model, at the parameters that an engine has learned on the way."""
+        model = self.model(arrays)
+        learns = hasattr(self.engine, "model_now")
+        return self.engine.model_now(model, carry) if learns else model
+
     def key(self, data: Array) -> Array:
         """A typed key from its data."""
         return jax.random.wrap_key_data(data, impl=self.impl)

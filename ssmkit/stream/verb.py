@@ -31,7 +31,8 @@ def stream(
     Args:
         key: a typed random key, or an integer seed; with the key of `infer`, its numbers.
         engine: a state engine: ``sk.Kalman()``, ``sk.SMC()``, …
-        target: a model, a program without free sites, or the posterior of one series. A posterior
+        target: a model, a program (with free sites where the engine learns them as data arrive,
+            as ``sk.OnlineVariational()`` does), or the posterior of one series. A posterior
             is gone on from at its last time, with its parameters; where there are several draws of
             them, each keeps a filter of its own and counts by how well it predicts. An engine
             other than that of the posterior begins at its last belief.
@@ -70,7 +71,9 @@ def stream(
         )
     if isinstance(target, Posterior):
         return Stream(*at_posterior(key, engine, target, num_series, run_length))
-    model = _fixed_model(engine, as_target(target))
+    target = as_target(target)
+    learns = hasattr(engine, "model_of")
+    model = engine.model_of(target) if learns else _fixed_model(engine, target)
     return Stream(*at_nothing(key, engine, model, num_series, run_length))
 
 

@@ -1,0 +1,90 @@
+"""What online variational inference refuses, before anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from ssmkit.engines.smc_checks import require_density
+from ssmkit.errors import ImproperStartError, ModelError, OptionError
+from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
+from ssmkit.models.distributions import Diffuse, is_a, moments
+from ssmkit.typing import Inputs
+
+COUNTS = {"num_steps": 0, "num_samples": 1, "width": 1, "num_paths": 2}
+REAL = (dist.constraints.real, dist.constraints.real_vector)
+
+
+def check_options(engine: Any) -> None:
+    """Refuse options that cannot be.
+
+    Raises:
+        OptionError: says which, and what would be possible.
+    """
+    for name, low in COUNTS.items():
+        value = getattr(engine, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise OptionError(
+                f"OnlineVariational: {name} is no number that can be used.",
+                got=repr(value),
+                expected=f"an integer ≥ {low}",
+            )
+    for name, known in (("filter", ("full", "diagonal")), ("kernel", ("linear", "network"))):
+        if getattr(engine, name) not in known:
+            raise OptionError(
+                f"OnlineVariational: unknown {name}.",
+                got=repr(getattr(engine, name)),
+                expected=list(known),
+            )
+    for name in ("value", "score"):
+        part = getattr(engine, name)
+        if part is not None and not hasattr(part, "fit"):
+            raise OptionError(
+                f"OnlineVariational: {name} must be a regression.",
+                got=repr(part),
+                expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), or None",
+            )
+    if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
+        raise OptionError(
+            f"OnlineVariational: {engine.start!r} is for independent coordinates.",
+            got='filter="full"',
+            fix='filter="diagonal", or start=sk.learned.LinearisedStart()',
+        )
+
+
+def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse models that a Gaussian filter and backward kernel cannot follow.
+
+    Raises:
+        ImproperStartError: the model starts diffuse.
+        ModelError: the state is not a real vector, or has no mean and variance.
+        SingularTransitionError: the transition has no density.
+    """
+    u, here = input_at(us, 0), model.at(0)
+    start = abstract_law(lambda: here.initial(u))
+    if is_a(start, Diffuse):
+        raise ImproperStartError(
+            f"{engine!r} cannot begin at a diffuse start.",
+            got="initial(u) returned sk.Diffuse",
+            expected="a proper initial law",
+            fix="sk.Kalman(), or give the model a proper initial law",
+        )
+    x = jnp.zeros(start.event_shape)
+    laws = {"initial": lambda: here.initial(u), "transition": lambda: here.transition(x, u)}
+    for name, make in laws.items():
+        law = abstract_law(make)
+        support: Any = law.support
+        while hasattr(support, "base_constraint"):
+            support = support.base_constraint
+        if support not in REAL:
+            raise ModelError(
+                f"{engine!r} needs states that may be any real numbers.",
+                got=f"{name} {type(law).__name__} on {support}",
+                expected="a law on the real numbers, such as Normal",
+                fix="the logarithm as state where it is positive; sk.SMC() or sk.SIXO() for others",
+            )
+        jax.eval_shape(lambda make=make: moments(make()))
+    require_density(repr(engine), model, us)

@@ -1,0 +1,202 @@
+"""Parameters that are learned as data arrive: the score of each step, and what follows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from ssmkit.engines.online_step import Outcome
+from ssmkit.learned.backward import Filter
+from ssmkit.learned.regression import Fitted
+from ssmkit.models.base import StateSpaceModel, as_arrays
+from ssmkit.models.programs import (
+    Program,
+    build,
+    build_with_prior,
+    constrain,
+    free_sites,
+    unconstrain,
+)
+from ssmkit.objectives.online_elbo import log_terms
+from ssmkit.reprs import call_repr
+from ssmkit.smc.recipes import Step
+from ssmkit.typing import Array, Law, PyTree
+
+
+class Adaptive(StateSpaceModel):
+    """The model of a program at parameters that move on as data arrive.
+
+    Attributes:
+        params: unconstrained values by site.
+        program: the program.
+    """
+
+    params: dict[str, PyTree]
+    program: Program
+
+    def built(self) -> StateSpaceModel:
+        """The model at these parameters."""
+        return build(self.program, self.values())
+
+    def values(self) -> dict[str, PyTree]:
+        """The parameters on their own scale."""
+        return constrain(free_sites(self.program), self.params)
+
+    def initial(self, u: PyTree) -> Law:
+        """Return the law of ``x_0``."""
+        return self.built().initial(u)
+
+    def transition(self, x: Array, u: PyTree) -> Law:
+        """Return the law of ``x_t`` given ``x_{t-1} = x``."""
+        return self.built().transition(x, u)
+
+    def emission(self, x: Array, u: PyTree) -> Law:
+        """Return the law of ``y_t`` given ``x_t = x``."""
+        return self.built().emission(x, u)
+
+    def at(self, t: int | Array) -> StateSpaceModel:
+        """Return the model that rules the step into time ``t``."""
+        return self.built().at(t)
+
+    @property
+    def num_steps(self) -> int | None:
+        """Number of steps of a model whose parameters change with time, else None."""
+        return self.built().num_steps
+
+    @property
+    def state_names(self) -> tuple[str, ...] | None:
+        """Names of the state coordinates."""
+        return self.built().state_names
+
+    @property
+    def observation_names(self) -> tuple[str, ...] | None:
+        """Names of the observation coordinates."""
+        return self.built().observation_names
+
+
+def adaptive(program: Program, values: dict[str, PyTree] | None = None) -> Adaptive:
+    """The model of a program at given values, or at its start values."""
+    sites = free_sites(program)
+    values = values or {name: site.value for name, site in sites.items()}
+    return as_arrays(Adaptive(unconstrain(sites, values), program))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class StochasticAscent:
+    r"""Steps of the parameters along the increments of the score, by Adam.
+
+    \[\gamma_k = \gamma \frac{10}{10 + k^{p}}\]
+
+    Args:
+        rate: \(\gamma\), in unconstrained units.
+        power: \(p\), between one half and one (Robbins and Monro).
+        burn_in: observations before the first step: filters must settle first.
+        clip: longest gradient that is believed; longer ones are shortened.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> sk.OnlineVariational(ascent=sk.StochasticAscent(rate=3e-3, burn_in=100)).ascent
+        StochasticAscent(rate=0.003, burn_in=100)
+    """
+
+    rate: float = 1e-2
+    power: float = 0.6
+    burn_in: int = 5
+    clip: float = 100.0
+
+    __repr__ = call_repr
+
+    def build(self) -> Any:
+        """Make the optax object."""
+        import optax
+
+        schedule = lambda count: self.rate * 10 / (10 + count**self.power)  # noqa: E731
+        return optax.chain(optax.clip_by_global_norm(self.clip), optax.adam(schedule))
+
+
+class Learning(NamedTuple):
+    r"""Parameters and what learns them.
+
+    Attributes:
+        params: unconstrained.
+        state: of the optimiser.
+        score: the carried score, of the state in units of the filter.
+        increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
+    """
+
+    params: dict[str, PyTree]
+    state: Any
+    score: Any
+    increment: Array
+
+
+def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
+    """Before the first observation; None where nothing is learned."""
+    if not isinstance(model, Adaptive):
+        return None
+    flat = ravel_pytree(model.params)[0]
+    return Learning(model.params, ascent.build().init(model.params), None, jnp.zeros_like(flat))
+
+
+def learn(
+    settings: Any, model: Adaptive, last: tuple[Filter, Learning] | None, s: Step, done: Outcome
+) -> Outcome:
+    """Carry the score on, and step along its increment.
+
+    Args:
+        settings: the engine.
+        model: the model at the parameters of this step.
+        last: filter and learning of the step before; None at the first.
+        s: the observation.
+        done: the step, with draws of the state before and the state.
+    """
+    learning: Learning = done.carried.learning
+    before, x = done.draws
+
+    def score_of(before: Any, x: Array) -> Array:
+        def value(params: Any) -> Array:
+            return log_terms(dataclasses.replace(model, params=params).built(), s, before, x)
+
+        return ravel_pytree(jax.grad(value)(model.params))[0]
+
+    scores = jax.vmap(score_of)(before, x)
+    noise = jax.vmap(done.carried.filter.white)(x)
+    increment = jnp.mean(scores, axis=0)
+    if last is not None:
+        filter, past = last
+        carried = lambda x: jax.vmap(lambda one: past.score(filter.white(one)))(x)  # noqa: E731
+        earlier = carried(before)
+        again = carried(jax.vmap(filter.draw)(done.noise))
+        increment = increment + jnp.mean(earlier - again, axis=0)
+        scores = scores + earlier
+    score: Fitted = settings.carried_score.fit(noise, scores - jnp.mean(scores, axis=0))
+    params, state = _stepped(settings.ascent, model, learning, increment, s.t)
+    carried = done.carried._replace(learning=Learning(params, state, score, increment))
+    return done._replace(carried=carried)
+
+
+def _stepped(
+    ascent: StochasticAscent, model: Adaptive, learning: Learning, increment: Array, t: Any
+) -> tuple[Any, Any]:
+    import optax
+
+    unravel = ravel_pytree(model.params)[1]
+    sites = free_sites(model.program)
+
+    def log_prior(params: Any) -> Array:
+        return build_with_prior(model.program, constrain(sites, params))[1]
+
+    # one observation's share of the prior
+    share = jax.tree.map(lambda a: a / (t + 1), jax.grad(log_prior)(model.params))
+    slope = jax.tree.map(lambda a, b: -(a + b), unravel(increment), share)
+    change, state = ascent.build().update(slope, learning.state, learning.params)
+    moved = optax.apply_updates(learning.params, change)
+    finite = jnp.all(jnp.isfinite(ravel_pytree((slope, moved))[0]))
+    use = finite & (t >= ascent.burn_in)
+    pick = lambda new, old: jnp.where(use, new, old)  # noqa: E731 - one line
+    params = jax.tree.map(pick, moved, learning.params)
+    return params, jax.tree.map(pick, state, learning.state)

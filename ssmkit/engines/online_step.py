@@ -1,0 +1,160 @@
+"""One step of online variational inference: start, optimise, carry on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssmkit.learned.backward import Filter, Kernel, Moves, moved
+from ssmkit.learned.regression import Fitted
+from ssmkit.linalg import compensated_add
+from ssmkit.models.base import StateSpaceModel
+from ssmkit.objectives.online_elbo import Past, log_terms, path_of, surrogate, targets
+from ssmkit.smc.recipes import Step
+from ssmkit.typing import Array, Key, Scalar
+
+Family = tuple[Filter, Kernel | None]
+
+
+class Carried(NamedTuple):
+    """What goes from step to step.
+
+    Attributes:
+        filter: the belief about the present state.
+        moves: of the last step; a network goes on, and in the published start the kernel.
+        value: slopes and centred value, of the state in units of the filter.
+        elbo: lower bound of the log evidence in nats, and the rounding error it owes.
+        learning: parameters, and what learns them; None where nothing is learned.
+    """
+
+    filter: Filter
+    moves: Moves
+    value: Fitted
+    elbo: tuple[Scalar, Scalar]
+    learning: Any
+
+
+class Outcome(NamedTuple):
+    """A step's result.
+
+    Attributes:
+        carried: what goes on.
+        kernel: the backward kernel; None at the first step.
+        gain: what the step added to the bound, in nats.
+        draws: states before and states, with leading axis ``N``.
+        noise: of the states before, ``(N, D)``.
+    """
+
+    carried: Carried
+    kernel: Kernel | None
+    gain: Scalar
+    draws: tuple[Any, Array]
+    noise: Array
+
+
+def value_at(filter: Filter, value: Fitted) -> Callable[[Array], Array]:
+    """Slopes and value as a function of the state."""
+    return lambda x: value(filter.white(x))
+
+
+def take(
+    settings: Any, key: Key, model: StateSpaceModel, last: Carried | None, s: Step, begun: Any
+) -> Outcome:
+    """Take one observation.
+
+    Args:
+        settings: the engine.
+        key: of this step.
+        model: the model.
+        last: what the step before left; None at the first.
+        s: the observation.
+        begun: network (or None) and learning state (or None) at the first step; else None.
+    """
+    optimise_key, fit_key = jax.random.split(key)
+    past, (start, moves) = _begin(settings, model, last, s, begun)
+    terms = lambda before, x: log_terms(model, s, before, x)  # noqa: E731 - one line
+
+    def loss(moves: Moves, noise: Array) -> Scalar:
+        one = lambda e: surrogate(  # noqa: E731 - one line
+            terms, past, start, moves, e, path_gradient=settings.path_gradient
+        )
+        return -jnp.mean(jax.vmap(one)(noise))
+
+    size = start[0].mean.shape[0]
+    moves = _descend(settings, optimise_key, loss, moves, size)
+    family = jax.lax.stop_gradient(moved(start, moves))
+    return _carry_on(settings, fit_key, terms, past, family, moves, last, begun)
+
+
+def _begin(settings: Any, model: StateSpaceModel, last: Carried | None, s: Step, begun: Any) -> Any:
+    if last is None:
+        network, _ = begun
+        full = settings.filter == "full"
+        return None, settings.start.first(model, s, network, full=full)
+    past = Past(last.filter, value_at(last.filter, last.value))
+    return past, settings.start.later(model, s, last.filter, last.moves)
+
+
+def _descend(
+    settings: Any,
+    key: Key,
+    loss: Callable[[Moves, Array], Scalar],
+    moves: Moves,
+    size: int,
+) -> Moves:
+    if settings.num_steps == 0:
+        return moves
+    import optax
+
+    rule = settings.rule()
+
+    def step(carry: Any, key: Key) -> tuple[Any, None]:
+        moves, state = carry
+        noise = draw_noise(key, settings.num_samples, size, moves.shift.dtype, settings.antithetic)
+        slope = jax.grad(loss)(moves, noise)
+        change, state = rule.update(slope, state, moves)
+        return (optax.apply_updates(moves, change), state), None
+
+    keys = jax.random.split(key, settings.num_steps)
+    return jax.lax.scan(step, (moves, rule.init(moves)), keys)[0][0]
+
+
+def draw_noise(key: Key, count: int, size: int, dtype: Any, antithetic: bool) -> Array:
+    """Noise ``(count, 2, D)`` of states and the states before; in pairs of opposite sign."""
+    if not antithetic:
+        return jax.random.normal(key, (count, 2, size), dtype)
+    half = jax.random.normal(key, ((count + 1) // 2, 2, size), dtype)
+    return jnp.concatenate([half, -half])[:count]
+
+
+def _carry_on(
+    settings: Any,
+    key: Key,
+    terms: Callable[[Any, Array], Scalar],
+    past: Past | None,
+    family: Family,
+    moves: Moves,
+    last: Carried | None,
+    begun: Any,
+) -> Outcome:
+    """Fit what the next step needs on fresh draws, which also say what the bound is now."""
+    filter, kernel = family
+    dtype = filter.mean.dtype
+    approximator = settings.carried_value
+    count = approximator.num_points
+    noise = draw_noise(key, count, filter.mean.shape[0], dtype, settings.antithetic)
+    before, x = jax.vmap(lambda e: path_of(family, e))(noise)
+    one = lambda a, e: targets(terms, past, family, a, e)  # noqa: E731 - one line
+    values = jax.vmap(one)(x, noise[:, 1])
+    gain = jnp.mean(values[:, -1])
+    value = approximator.fit(noise[:, 0], values.at[:, -1].add(-gain))
+    nothing = jnp.zeros((), dtype)
+    elbo = (nothing, nothing) if last is None else last.elbo
+    elbo = compensated_add(elbo, gain)
+    learning = begun[1] if last is None else last.learning
+    return Outcome(
+        Carried(filter, moves, value, elbo, learning), kernel, gain, (before, x), noise[:, 1]
+    )

@@ -1,0 +1,375 @@
+"""Online variational inference with a backward factorisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from ssmkit import keys
+from ssmkit.beliefs import Belief, Gaussian, Particles
+from ssmkit.engines.observed_information import point_estimates
+from ssmkit.engines.online_checks import check_model, check_options
+from ssmkit.engines.online_learning import Adaptive, StochasticAscent, adaptive, begin, learn
+from ssmkit.engines.online_paths import BackwardPaths
+from ssmkit.engines.online_step import Carried, Outcome, take
+from ssmkit.engines.options import RunOptions, short_repr
+from ssmkit.engines.states import check_finite, run_states
+from ssmkit.errors import EngineError
+from ssmkit.learned.backward import Filter, residual, still
+from ssmkit.learned.regression import KernelRidge, Nothing, Polynomial
+from ssmkit.learned.starts import LinearisedStart, PredictedStart, nearest
+from ssmkit.linalg import cholesky_psd
+from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
+from ssmkit.models.programs import Program, build_with_prior, free_sites
+from ssmkit.posterior import Data, Draws, Posterior
+from ssmkit.smc.feynman_kac import Cloud
+from ssmkit.smc.filter import forecast
+from ssmkit.smc.lineage import first_lineage
+from ssmkit.smc.proposals import own_law
+from ssmkit.smc.recipes import Step, steps_of
+from ssmkit.smc.started import started
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OnlineVariational:
+    r"""Variational filtering and smoothing, one observation at a time, at a cost that stays.
+
+    \[q(x_{0:t}) = q_t(x_t) \prod_{k \le t} q_k(x_{k-1} \mid x_k)\]
+
+    At each time a Gaussian filter and a backward kernel start where the model, made linear, puts
+    them, and climb the evidence lower bound of the whole series, whose past enters by a fitted
+    function of the state. Kernels of earlier times stay. For linear Gaussian models all is exact.
+    Of a program the parameters are learned as data arrive, by the increments of the score.
+
+    Args:
+        filter: ``"full"`` covariances, or ``"diagonal"``.
+        kernel: ``"linear"`` in the state after it, or with a ``"network"``.
+        value: what the bound's past is fitted by: `learned.KernelRidge`, `learned.Polynomial`, or
+            None for the bound of one step alone.
+        score: the same for the score of the parameters.
+        start: `learned.LinearisedStart` or `learned.PredictedStart`.
+        num_steps: gradient steps at each observation.
+        num_samples: draws of each gradient step.
+        learning_rate: of Adam, in standard deviations of the start.
+        final_rate: share of the rate that is left at the last step.
+        damping: Adam's epsilon, in nats a standard deviation: slopes well below it make steps in
+            proportion, so that a start that is exact is left alone.
+        path_gradient: leave out the part of the gradient whose mean is zero.
+        antithetic: draws in pairs of opposite sign.
+        ascent: how parameters of a program are learned; None holds them.
+        width: units of the network.
+        num_paths: paths that the reported bound is an average of, and draws of a prediction.
+
+    Raises:
+        OptionError: an impossible option.
+        ModelError: a state that is not real, or has no mean and variance.
+        SingularTransitionError: a transition without a density.
+        ImproperStartError: a diffuse start.
+
+    Example:
+        >>> import ssmkit as sk
+        >>> model = sk.models.StochasticVolatility(-1.0, 0.97, 0.2)
+        >>> ys = sk.simulate(0, model, 50).observations
+        >>> posterior = sk.infer(1, sk.OnlineVariational(num_steps=20), model, ys)
+        >>> posterior.evidence_kind, posterior.states.mean().shape
+        ('lower bound', (50,))
+
+    Source: A. Campbell, Y. Shi, T. Rainforth and A. Doucet (2021), Online variational filtering and
+    parameter learning.
+    """
+
+    filter: str = "full"
+    kernel: str = "linear"
+    value: Any = KernelRidge()
+    score: Any = Polynomial()
+    start: Any = LinearisedStart()
+    num_steps: int = 100
+    num_samples: int = 32
+    learning_rate: float = 0.03
+    final_rate: float = 0.02
+    damping: float = 0.1
+    path_gradient: bool = True
+    antithetic: bool = True
+    ascent: StochasticAscent | None = StochasticAscent()
+    width: int = 32
+    num_paths: int = 500
+
+    evidence_kind = "lower bound"
+    always_shown = ("num_steps",)
+    non_finite_hint = (
+        "a density is not finite where the filter draws states: an observation that the model "
+        "holds impossible, or parameters that ran away (a smaller ascent.rate, a longer burn_in)"
+    )
+
+    __repr__ = short_repr
+
+    @classmethod
+    def as_published(cls, **changes: Any) -> OnlineVariational:
+        """The settings of the source's chaotic network; ``changes`` replace some of them.
+
+        Example:
+            >>> import ssmkit as sk
+            >>> sk.OnlineVariational.as_published(num_steps=100).num_samples
+            10
+        """
+        settings: dict[str, Any] = {
+            "filter": "diagonal",
+            "kernel": "network",
+            "value": KernelRidge(num_points=100, ridge=0.1, degree=0),
+            "start": PredictedStart(),
+            "num_steps": 500,
+            "num_samples": 10,
+            "learning_rate": 1e-2,
+            "final_rate": 1.0,
+            "damping": 1e-8,
+            "path_gradient": False,
+            "antithetic": False,
+            "width": 100,
+        }
+        return cls(**settings | changes)
+
+    @property
+    def carried_value(self) -> Any:
+        """What the past of the bound is fitted by."""
+        return Nothing() if self.value is None else self.value
+
+    @property
+    def carried_score(self) -> Any:
+        """What the past of the score is fitted by."""
+        return Nothing() if self.score is None else self.score
+
+    def rule(self) -> Any:
+        """Adam, whose rate falls."""
+        import optax
+
+        decay = optax.exponential_decay(self.learning_rate, self.num_steps, self.final_rate)
+        return optax.adam(decay, eps=self.damping)
+
+    def check(self, model: StateSpaceModel, us: Inputs) -> None:
+        """Refuse, before compilation, what this engine would get wrong."""
+        check_options(self)
+        check_model(self, model, us)
+
+    def model_of(self, target: Any, values: Any = None) -> StateSpaceModel:
+        """What is followed: a model, or a program at values from which its parameters move."""
+        if not isinstance(target, Program):
+            return as_arrays(target)
+        found = adaptive(target, values)
+        learns = found.params and self.ascent is not None
+        return found if learns else as_arrays(found.built())
+
+    def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
+        """Filter, smooth, and learn what is free; called by `infer`."""
+        model = self.model_of(target)
+        if isinstance(model, Adaptive) and options.batched:
+            raise EngineError(
+                "parameters are learned from one series as it comes.",
+                got="a batch of series",
+                expected="one series",
+                fix="sk.SIXO or sk.GradientFit for parameters that many series share",
+            )
+        parts = run_states(self, keys.purpose(key, "time"), model, data, options)
+        if isinstance(model, Adaptive):
+            params = jax.tree.map(lambda a: a[0], parts["carry"].learning.params)
+            learned = dataclasses.replace(model, params=params)
+            values, model = learned.values(), learned.built()
+            one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
+            parts["params"] = Draws(one, jnp.zeros((1, 1)))
+            log_prior = float(build_with_prior(target, values)[1])
+            parts["estimates"] = point_estimates(free_sites(target), values, log_prior, ())
+        check_finite(parts, self, throw=options.throw)
+        of = "data given parameters"
+        return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
+
+    def _begin(self, key: Key, model: StateSpaceModel, s: Step) -> tuple[Any, Any]:
+        mean = jnp.ravel(own_law(model, None, s).mean)
+        network = None
+        if self.kernel == "network":
+            network = residual(key, mean.shape[0], self.width, mean.dtype)
+        return network, begin(self.ascent, model)
+
+    def step(
+        self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step
+    ) -> tuple[Outcome, Belief]:
+        """One step, and the belief about the state before the observation."""
+        step_key, begin_key, ahead_key = jax.random.split(jax.random.fold_in(key, s.t), 3)
+        model = model_now(model, last)
+        plain = model.built() if isinstance(model, Adaptive) else model
+        begun = self._begin(begin_key, model, s) if last is None else None
+        done = take(self, step_key, plain, last, s, begun)
+        if isinstance(model, Adaptive):
+            past = None if last is None else (last.filter, last.learning)
+            done = learn(self, model, past, s, done)
+        return done, self._ahead(ahead_key, plain, last, s)
+
+    def _ahead(self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step) -> Particles:
+        law = own_law(model, None, s)
+        shape, dtype = law.event_shape, law.mean.dtype
+        place, move = jax.random.split(key)
+        moves = jax.random.split(move, self.num_paths)
+        if last is None:
+            states = jax.vmap(law.sample)(moves)
+        else:
+            noise = jax.random.normal(place, (self.num_paths, last.filter.mean.shape[0]), dtype)
+            before = jax.vmap(last.filter.draw)(noise).reshape(self.num_paths, *shape)
+            states = jax.vmap(lambda x, k: own_law(model, x, s).sample(k))(before, moves)
+        return Particles(states, jnp.zeros(self.num_paths, dtype), shape)
+
+    def log_evidence(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
+    ) -> Scalar:
+        """The bound as it is estimated online, in nats."""
+        return self._run(key, model, (ys, us, mask), keep=False)[0].elbo[0]
+
+    def _run(
+        self, key: Key, model: StateSpaceModel, series: tuple, *, keep: bool
+    ) -> tuple[Carried, Any]:
+        ys, us, mask = jax.tree.map(jnp.asarray, series)
+        at = steps_of(ys, us, mask)
+        first, ahead = self.step(key, model, None, at(0))
+
+        def on(last: Carried, t: Array) -> tuple[Carried, Any]:
+            done, ahead = self.step(key, model, last, at(t))
+            told = (done.carried.filter, done.kernel, done.gain, ahead, _params(done.carried))
+            return done.carried, told if keep else None
+
+        last, told = jax.lax.scan(on, first.carried, jnp.arange(1, ys.shape[0]))
+        if not keep:
+            return last, None
+        filters, kernels, gains, aheads, params = told
+        start = (first.carried.filter, first.gain, ahead, _params(first.carried))
+        joined = jax.tree.map(
+            lambda a, b: jnp.concatenate([a[None], b]), start, (filters, gains, aheads, params)
+        )
+        return last, (*joined, kernels)
+
+    def infer(
+        self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None, keep: str
+    ) -> dict[str, Any]:
+        """Everything about the states of one series, and parameters by time."""
+        last, kept = self._run(key, model, (ys, us, mask), keep=keep == "all")
+        at_end = model_now(model, last)
+        shape = own_law(at_end, None, Step(0, ys[0], input_at(us, 0), None)).event_shape
+        final = Gaussian(last.filter.mean, last.filter.covariance, shape)
+        parts: dict[str, Any] = {"log_evidence": last.elbo[0], "final": final, "carry": last}
+        if kept is None:
+            return parts
+        filters, gains, ahead, params, kernels = kept
+        paths = BackwardPaths(filters, kernels, shape)
+        covariances = jax.vmap(lambda filter: filter.covariance)(filters)
+        # times are folded in as 0, 1, …; no time has the largest tag
+        last_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
+        smooth_key, bound_key = jax.random.split(last_key)
+        parts |= {
+            "log_likelihood": gains,
+            "filtered": Gaussian(filters.mean, covariances, shape),
+            "predicted": ahead,
+            "states": (paths.marginals(smooth_key, self.num_paths), paths),
+            "run": {"online_log_evidence": last.elbo[0]},
+        }
+        if params is not None:
+            moving: Any = model
+            values = jax.vmap(lambda one: dataclasses.replace(moving, params=one).values())(params)
+            parts["steps"] = {f"online {name}": value for name, value in values.items()}
+            return parts
+        bound = paths.bounds(bound_key, self.num_paths, model, (ys, us, mask))
+        parts["log_evidence"] = jnp.mean(bound)
+        parts["log_evidence_se"] = jnp.std(bound) / jnp.sqrt(bound.shape[0])
+        return parts
+
+    def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
+        """Refuse, before compilation, what a stream would get wrong."""
+        check_options(self)
+        check_model(self, started(model, input_at(us, 0)) if begun else model, us)
+
+    def first(
+        self, key: Key, model: StateSpaceModel, y: Array, u: PyTree, mask: Array | None
+    ) -> tuple[Carried, dict[str, Any]]:
+        """The first step of a stream: what it carries, and what the step told."""
+        return _told(*self.step(key, model, None, Step(0, y, u, mask)))
+
+    def advance(
+        self,
+        key: Key,
+        model: StateSpaceModel,
+        carry: Carried,
+        t: Array,
+        y: Array,
+        u: PyTree,
+        mask: Array | None,
+    ) -> tuple[Carried, dict[str, Any]]:
+        """One step of a stream."""
+        return _told(*self.step(key, started(model, u), carry, Step(t, y, u, mask)))
+
+    def model_now(self, model: StateSpaceModel, carry: Carried | None) -> StateSpaceModel:
+        """The model at the parameters that a stream has learned so far."""
+        return model_now(model, carry)
+
+    def read(self, model: StateSpaceModel, carry: Carried, u: PyTree) -> dict[str, Any]:
+        """The belief about the present state, and the bound so far, in nats."""
+        shape = own_law(model, None, Step(0, None, u, None)).event_shape
+        belief = Gaussian(carry.filter.mean, carry.filter.covariance, shape)
+        return {"filtered": belief, "log_evidence": carry.elbo[0]}
+
+    def takes_carry_of(self, other: Any) -> bool:
+        """Whether a stream by this engine goes on from what another engine carries."""
+        return isinstance(other, OnlineVariational) and other == self
+
+    def begin(
+        self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
+    ) -> Carried:
+        """What a stream carries that begins at a belief: its mean and covariance.
+
+        Nothing is known of what the past would say of other states, so that the bound begins
+        anew there.
+        """
+        mean = jnp.ravel(belief.mean())
+        root = cholesky_psd(belief.cov().reshape(mean.shape[0], mean.shape[0]))
+        filter = Filter(mean, nearest(root, full=self.filter == "full"))
+        noise_key, begin_key = jax.random.split(key)
+        network, learning = self._begin(begin_key, model, Step(0, None, u, None))
+        noise = jax.random.normal(
+            noise_key, (self.carried_value.num_points, mean.shape[0]), mean.dtype
+        )
+        value = self.carried_value.fit(noise, jnp.zeros((len(noise), mean.shape[0] + 1)))
+        if learning is not None:
+            count = ravel_pytree(learning.params)[0].shape[0]
+            score = self.carried_score.fit(noise, jnp.zeros((len(noise), count)))
+            learning = learning._replace(score=score)
+        bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
+        return Carried(filter, still(filter, network), value, bound, learning)
+
+    def forecast(
+        self, key: Key, model: StateSpaceModel, carry: Carried, start: Any, num_steps: int, us: Any
+    ) -> dict[str, Any]:
+        """Draws of the next states and observations: draws of the filter move on and emit."""
+        model = model_now(model, carry)
+        draw_key, key = jax.random.split(key)
+        size = carry.filter.mean.shape[0]
+        noise = jax.random.normal(draw_key, (self.num_paths, size), carry.filter.mean.dtype)
+        shape = own_law(model, None, Step(0, None, input_at(us, 0), None)).event_shape
+        states = jax.vmap(carry.filter.draw)(noise).reshape(self.num_paths, *shape)
+        zeros = jnp.zeros(self.num_paths, states.dtype)
+        cloud = Cloud(states, zeros, carry.elbo, first_lineage(self.num_paths))
+        return forecast(key, model, cloud, start + jnp.arange(num_steps), us)
+
+
+def _told(done: Outcome, ahead: Belief) -> tuple[Carried, dict[str, Any]]:
+    told = {"predicted": ahead, "log_likelihood": done.gain, "diagnostics": {}}
+    return done.carried, told
+
+
+def _params(carried: Carried) -> Any:
+    return None if carried.learning is None else carried.learning.params
+
+
+def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceModel:
+    """The model at the parameters learned so far."""
+    if carried is None or not isinstance(model, Adaptive):
+        return model
+    return dataclasses.replace(model, params=carried.learning.params)
