@@ -43,8 +43,8 @@ help: ## list the targets
 test: $(VENV)/.has-test ## run the tests
 	$(CPU) $(JAX_CACHE) $(RUN)/python -m pytest $(PYTEST_ARGS)
 
-# A second leg on a newer Python, and with it newer jax and ArviZ, where the machine has one. Long
-# Monte Carlo studies, which prove the method and not the versions, and pages are left to the first.
+# A second leg on a newer Python, and with it newer jax and ArviZ, where the machine has one. What
+# proves the method and not the versions, pages and notebooks are left to the first.
 FIRST_VERSION = $(shell p=$(VENV)/bin/python; [ -x $$p ] || p="$(PYTHON)"; \
 	"$$p" -c 'import sys; print(tuple(sys.version_info[:2]))')
 SECOND_PYTHON = $(call find-python,v in ((3,12),(3,13)) and v != $(FIRST_VERSION),python3.13 python3.12 \

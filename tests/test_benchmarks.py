@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# What is proved here does not depend on versions.
+pytestmark = pytest.mark.study
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 

@@ -12,6 +12,9 @@ import ssmkit as sk
 from ssmkit.smc import conditional, feynman_kac, reference
 from ssmkit.smc.resampling import systematic
 
+# What is proved here does not depend on versions.
+pytestmark = pytest.mark.study
+
 MODEL = sk.models.LocalLevel(1.0, 0.5).with_initial([0.5], [1.5])
 YS = jnp.array([1.2, -0.8, jnp.nan, 2.5, 2.0, 0.3])
 LENGTH = YS.shape[0]
@@ -85,7 +88,6 @@ def at_most(share):
     return lambda weights: jnp.sum(weights) ** 2 / jnp.sum(weights**2) <= share * weights.size
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("method", conditional.METHODS)
 @pytest.mark.parametrize("name", ENGINES)
 def test_one_step_leaves_the_smoothing_law_invariant(exact, name, method):
@@ -147,7 +149,6 @@ FAULTS = {
 }
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_seen(exact, fault, monkeypatch):
     plant, method, options = FAULTS[fault]
@@ -156,7 +157,6 @@ def test_planted_faults_are_seen(exact, fault, monkeypatch):
     assert worst_error(end, exact) > 1.5 * LIMIT
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("method", conditional.METHODS)
 def test_chains_from_far_off_find_the_smoothing_law(exact, method):
     """Particle Gibbs: eight chains; errors from their own effective sample sizes."""
@@ -181,7 +181,6 @@ def test_chains_from_far_off_find_the_smoothing_law(exact, method):
         assert np.all(abs(values.mean(axis=(0, 1)) - expected) < LIMIT * error)
 
 
-@pytest.mark.study
 def test_the_inverse_evidence_is_unbiased(exact):
     """A theorem on the whole run: with x from the smoothing law, E[1 / Z] is one over Z."""
     ends = one_step(draw(exact, 5), "ancestor", num_particles=20)

@@ -27,6 +27,9 @@ from ssmkit.smc.proposals import from_law, own_law
 from ssmkit.smc.resampling import SCHEMES, selector
 from ssmkit.validation import as_target
 
+# What is proved here does not depend on versions.
+pytestmark = pytest.mark.study
+
 KEY = jax.random.key(0)
 
 
@@ -153,7 +156,6 @@ def ratios(pieces, count=32, num_runs=3000, select=every_choice):
     return np.exp(np.asarray(values) - float(exact))
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("name", ANY)
 def test_the_evidence_is_unbiased_whatever_the_twist(name):
     """Random networks that are clearly wrong; all schemes, at thresholds 0, ½ and 1."""
@@ -174,7 +176,6 @@ def twist_kept(choice):
     return select
 
 
-@pytest.mark.study
 def test_a_twist_that_is_not_divided_out_is_seen():
     pieces = Pieces(louder(made(ANY["recurrent"][0])), None)
     found = ratios(pieces, select=twist_kept)[1:]
@@ -325,7 +326,6 @@ def test_at_the_optimum_the_biased_gradient_is_the_score():
     assert error < 0.05
 
 
-@pytest.mark.study
 def test_the_score_makes_it_the_gradient_of_the_bound():
     """By finite differences of the bound; without it the gradient is far off."""
     pieces = Pieces(None, Best())

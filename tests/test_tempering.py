@@ -11,6 +11,9 @@ import ssmkit as sk
 from ssmkit.smc import annealing
 from ssmkit.smc.kernels import bridge
 
+# What is proved here does not depend on versions.
+pytestmark = pytest.mark.study
+
 KERNELS = {"random walk": sk.smc.random_walk(), "hamiltonian": sk.smc.hamiltonian(3)}
 LADDER = jnp.linspace(0.0, 1.0, 6) ** 1.5
 SCALES = jnp.array([0.5, 0.8])
@@ -58,7 +61,6 @@ def at_most(share):
     return lambda weights: jnp.sum(weights) ** 2 / jnp.sum(weights**2) <= share * weights.size
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("log_end", LOG_Z)
 def test_the_evidence_is_unbiased_whenever_it_resamples(log_end, kernel):
@@ -80,7 +82,6 @@ def test_the_evidence_is_unbiased_whenever_it_resamples(log_end, kernel):
         assert abs(moment.mean() - expected) < 4 * moment.std() / np.sqrt(moment.size)
 
 
-@pytest.mark.study
 def test_a_kernel_that_does_not_leave_its_target_invariant_is_seen(monkeypatch):
     """Both faults act on every particle alike; each would be a wrong normalising constant."""
     right = KERNELS["random walk"]
@@ -98,7 +99,6 @@ def test_a_kernel_that_does_not_leave_its_target_invariant_is_seen(monkeypatch):
         assert not abs(ratio.mean() - 1) < 8 * error
 
 
-@pytest.mark.study
 def test_the_error_falls_as_one_over_the_root_of_the_particles():
     spreads = []
     for count in (32, 512):
@@ -176,7 +176,6 @@ def move_many(kernel, temperature, step_size, num_draws=20_000, num_moves=5):
     return (mean, 1 / jnp.sqrt(precision)), start, place, rates
 
 
-@pytest.mark.study
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
 def test_kernels_leave_the_bridge_invariant(kernel, temperature):

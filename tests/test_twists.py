@@ -25,6 +25,9 @@ from ssmkit.smc.filter import ParticleFilter
 from ssmkit.smc.recipes import Proposed
 from ssmkit.smc.resampling import SCHEMES, selector
 
+# What is proved here does not depend on versions.
+pytestmark = pytest.mark.study
+
 KEY = jax.random.key(0)
 
 
@@ -595,7 +598,6 @@ def test_simulated_series_have_gaps_inputs_and_windows_of_the_data():
     assert starts == windows
 
 
-@pytest.mark.study
 def test_a_learned_classifier_comes_near_the_best():
     """In loss, in curvature, and in how tight the evidence becomes."""
     case = drift()
