@@ -33,7 +33,7 @@ export UV_SYSTEM_CERTS := 1
 export UV_NATIVE_TLS := 1
 CPU := JAX_PLATFORMS=cpu
 JAX_CACHE := JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/jax" \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.05
 
 .PHONY: help test test-second demo lint types format docs notebooks bench clean
 

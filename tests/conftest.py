@@ -17,7 +17,7 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
 jax.config.update("jax_enable_x64", True)
 if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(CACHE))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 # Compilation makes the first example slow, so a deadline would only report that.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
