@@ -59,6 +59,10 @@ class Pushed(sk.StateSpaceModel):
 
 pushed = Pushed(jnp.array(0.3))
 
+def moving():
+    size = numpyro.param("size", 1.0, constraint=dist.constraints.positive)
+    return sk.models.LocalLevel(size, 1.0).with_initial([0.0], [1.0])
+
 def level():
     positive = dist.constraints.positive
     return sk.models.LocalLevel(
@@ -76,6 +80,7 @@ nothing = 3
 CHANGED = MODELS.replace(
     'numpyro.param("level"', 'numpyro.param("drift", 1.0) * numpyro.param("level"'
 )
+SOMETIMES = ("probabilities", "params")
 KEYS = ["t", "time", "observed", "mean", "sd", "quantiles", "score", "alarm", "skipped"]
 LOCAL = ("--model", "cli_models.py:local", "--engine", "Kalman")
 WALK = ("--model", "cli_models.py:walk", "--engine", "Kalman()")
@@ -362,7 +367,7 @@ def test_the_page_runs_as_printed(run, folder, monkeypatch):
     table = page.read_text().split("## Rows")[1].split("## ")[0]
     firsts = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     documented = re.findall(r"\w+", " ".join(firsts))
-    assert [key for key in documented if key != "probabilities"] == KEYS
+    assert [key for key in documented if key not in SOMETIMES] == KEYS
 
 
 # streams
@@ -498,6 +503,17 @@ def test_a_checkpoint_of_something_else_is_refused(run, checkpointed, change, sa
     assert code == 1 and rows == [] and says in err
     assert [path.read_bytes() for path in place[1:4:2]] == before
     assert not Path("elsewhere").exists()
+
+
+def test_parameters_that_are_learned_are_told(run):
+    engine = "OnlineVariational(num_steps=0, ascent=StochasticAscent(burn_in=1))"
+    lines = "y\n0.5\n2.5\n-1.5\n"
+    code, rows, _ = run(
+        "stream", "--model", "cli_models.py:moving", "--engine", engine, lines=lines
+    )
+    sizes = [row["params"]["size"] for row in rows]
+    assert code == 0 and list(rows[0]) == [*KEYS, "params"]
+    assert sizes[0] == 1.0 and sizes[1] > 1.0  # a jump: the level moves more than it was thought
 
 
 @pytest.mark.parametrize("damage", ["half", "bit", "schema", "python", "output", "no checkpoint"])

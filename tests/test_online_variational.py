@@ -326,6 +326,11 @@ def test_a_stream_goes_on_learning_after_it_was_saved(tmp_path):
         assert np.array_equal(flow.update(y).mean(), again.update(y).mean())
     params = flow._stepper.seen.state.carry.learning.params
     assert float(params["persistence"]) != learned["persistence"]
+    assert float(flow.params["noise"]) == pytest.approx(np.exp(float(params["noise"])))
+    faster = sk.stream(0, dataclasses.replace(engine, num_samples=4), posterior)
+    assert faster.update(ys[0]).mean() == pytest.approx(again.update(ys[0]).mean(), abs=1.0)
+    with pytest.raises(errors.NotComputed, match="no parameters"):
+        _ = sk.stream(0, engine, CURVED).params
     started = sk.stream(0, engine, sk.infer(0, sk.Kalman(), MODEL, YS))
     exact = sk.stream(0, sk.Kalman(), sk.infer(0, sk.Kalman(), MODEL, YS))
     np.testing.assert_allclose(started.update(YS[0]).mean(), exact.update(YS[0]).mean(), atol=1e-8)

@@ -22,6 +22,7 @@ class Told(NamedTuple):
     score: Any = None
     alarm: bool | None = None
     skipped: bool = False
+    params: dict[str, Any] | None = None
 
 
 class Writer:
@@ -61,6 +62,8 @@ class Writer:
             else:
                 line[kind] = by_name
         line |= {"score": _number(told.score), "alarm": told.alarm, "skipped": told.skipped}
+        if told.params is not None:
+            line["params"] = told.params
         return json.dumps(line, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 

@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import numpy as np
+
 from ssmkit.cli.checkpoint import Checkpoint, Position
 from ssmkit.cli.clock import Clock
 from ssmkit.cli.interrupts import Stopped
@@ -130,7 +133,16 @@ class Session:
             say(f"alarm at t={t}: observations no longer look like the model's predictions")
         self._has_alarm = bool(alarm)
         score = noticed["log_likelihood"] if observed and not skipped else None
-        return Told(t, time, observed, score, alarm, skipped)
+        return Told(t, time, observed, score, alarm, skipped, self._params())
+
+    def _params(self) -> dict[str, Any] | None:
+        """What is learned as data arrive, networks left out; None where nothing is."""
+        try:
+            found = self.flow.params
+        except NotComputed:
+            return None
+        numbers = {name: value for name, value in found.items() if eqx.is_array(value)}
+        return {name: np.asarray(value).tolist() for name, value in numbers.items()}
 
     def _alarm(self) -> bool | None:
         """Whether it is raised; None where there is none, or nothing was seen."""

@@ -173,6 +173,33 @@ class Stream:
         return self._stepper.seen.report().get("log_evidence", np.zeros(self._stepper.source.lead))
 
     @property
+    def params(self) -> dict[str, Any]:
+        """Parameters that are learned as data arrive, as they stand: site to value.
+
+        Of a bank ``(B, …)``. Reading it waits for the last step.
+
+        Raises:
+            NotComputed: nothing is learned, or nothing has been seen yet.
+
+        Example:
+            >>> import numpyro, ssmkit as sk
+            >>> def level():
+            ...     size = numpyro.param("size", 1.0)
+            ...     return sk.models.LocalLevel(size**2, 1.0).with_initial([0.0], [1.0])
+            >>> flow = sk.stream(0, sk.OnlineVariational(num_steps=0), level)
+            >>> beliefs = [flow.update(y) for y in (0.3, -0.2, 0.8)]
+            >>> list(flow.params)
+            ['size']
+        """
+        source, seen = self._stepper.source, self._stepper.seen
+        if not hasattr(source.model, "values") or seen.spec is None:
+            raise NotComputed(
+                "this stream has learned no parameters.",
+                fix="sk.stream(key, sk.OnlineVariational(), program), and an update",
+            )
+        return source.engine.model_now(source.model, seen.state.carry).values()
+
+    @property
     def evidence_kind(self) -> str:
         """``exact``, ``unbiased``, ``lower bound`` or ``approximate``."""
         return self._stepper.source.evidence_kind
