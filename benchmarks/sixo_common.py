@@ -2,15 +2,12 @@
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from targets import Target
-from timing import markdown
 
 from ssmkit.engines.alternating import (
     REST,
@@ -33,24 +30,6 @@ HEADER = (
     "method", "K", "scheme", "threshold", "mean", "median", "sd", "events", "steps", "wall s",
     "loss",
 )  # fmt: skip
-
-
-class Section(NamedTuple):
-    """One row of the report."""
-
-    title: str
-    remarks: str
-    header: Sequence[str]
-    lines: list[list[str]]
-    targets: list[Target]
-
-    def text(self) -> str:
-        """The section as markdown."""
-        verdicts = [target.cells() for target in self.targets]
-        shown = [f"## {self.title}", self.remarks, markdown(list(self.header), self.lines)]
-        return "\n\n".join(
-            [*shown, markdown(["figure", "target", "measured", "verdict"], verdicts)]
-        )
 
 
 class How(NamedTuple):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import optax
-from sixo_common import HEADER, How, Learned, Section, cells, evaluate, learn, series_of, untrained
+from sections import Section
+from sixo_common import HEADER, How, Learned, cells, evaluate, learn, series_of, untrained
 from targets import Target
 
 import ssmkit as sk

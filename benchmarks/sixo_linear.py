@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from sections import Section
 from sixo_common import (
     HEADER,
     SEEDS,
     How,
     Learned,
-    Section,
     cells,
     evaluate,
     learn,

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpyro
 import optax
+from sections import Section
 from sixo_common import (
     HEADER,
     SEEDS,
     How,
     Learned,
-    Section,
     Sweeps,
     cells,
     evaluate,

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import timing
-from sixo_common import Section, start
+from sections import Section
+from sixo_common import start
 from sixo_volatility import simulated, volatilities
 from targets import Target
 

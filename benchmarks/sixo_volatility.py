@@ -7,7 +7,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from sixo_common import SEEDS, How, Learned, Section, Sweeps, evaluate, learn
+from sections import Section
+from sixo_common import SEEDS, How, Learned, Sweeps, evaluate, learn
 from targets import Target
 
 import ssmkit as sk

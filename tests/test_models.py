@@ -14,6 +14,7 @@ from ssmkit import models
 from ssmkit.errors import DataError, ModelError, ParameterError, ShapeError
 from ssmkit.models import (
     AdditiveGaussian,
+    ChaoticNetwork,
     Diffuse,
     DiscreteHMM,
     GaussianDrift,
@@ -82,6 +83,7 @@ ZOO = {
     "neuron": lambda: HodgkinHuxley(13.0),
     "pendulum": Pendulum,
     "lorenz": lambda: Lorenz63(observed=(0, 2)),
+    "network": lambda: ChaoticNetwork.random(0, 3),
     "growth": Growth,
     "counts": lambda: PoissonCounts(1.0, 0.8, 0.3),
     "walk of counts": lambda: PoissonCounts(1.0, 1.0, 0.1, initial_scale=0.5),
@@ -324,6 +326,12 @@ BAD = {
     "channel": (lambda: HodgkinHuxley(1.0, -1.0), ParameterError, "sodium_conductance"),
     "no time": (lambda: HodgkinHuxley(1.0, time_step=0.0), ParameterError, "time_step"),
     "walk": (lambda: PoissonCounts(0.0, 1.0, 1.0), ParameterError, "initial_scale"),
+    "weights": (lambda: ChaoticNetwork(np.ones((2, 3))), ShapeError, "square"),
+    "freedom": (
+        lambda: ChaoticNetwork(np.eye(2), freedom=0.0),
+        ParameterError,
+        "freedom must be positive",
+    ),
     "coordinates": (lambda: Lorenz63(observed=(3,)), ParameterError, "observed"),
     "rows": (
         lambda: DiscreteHMM.poisson([0.5, 0.5], [[0.9, 0.2], [0.2, 0.8]], [1.0, 2.0]),

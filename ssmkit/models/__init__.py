@@ -2,6 +2,7 @@
 
 from ssmkit.models.additive_gaussian import AdditiveGaussian
 from ssmkit.models.base import Simulation, StateSpaceModel, log_joint, simulate
+from ssmkit.models.chaotic_network import ChaoticNetwork
 from ssmkit.models.discrete_hmm import DiscreteHMM
 from ssmkit.models.distributions import Diffuse, SingularNormal
 from ssmkit.models.gaussian_drift import GaussianDrift
@@ -28,6 +29,7 @@ from ssmkit.models.structural import (
 __all__ = [
     "AdditiveGaussian",
     "AutoRegressive",
+    "ChaoticNetwork",
     "Cycle",
     "Diffuse",
     "DiscreteHMM",
