@@ -83,7 +83,7 @@ class ForwardBackward:
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         kernel = finite_kernel(model, us)
-        state, steps = filter_finite(kernel, ys, us, mask, keep=keep == "all")
+        state, steps = filter_finite(kernel, ys, us, mask, keep=keep != "final")
         parts: dict[str, Any] = {
             "log_evidence": state.log_evidence,
             "final": Categorical(state.belief),

@@ -31,11 +31,15 @@ def require_sites(engine: Any, target: Any, sites: dict[str, Site]) -> None:
     )
 
 
-def require_evidence(engine: Any) -> None:
+def require_evidence(engine: Any, *, gradient: bool = True) -> None:
     """Refuse an ``evidence=`` that is no state engine.
 
+    Args:
+        engine: has it as ``evidence``.
+        gradient: whether slopes of the evidence in the parameters are needed.
+
     Raises:
-        EngineError: it has no evidence of its own.
+        EngineError: it has no evidence of its own, or one without the slopes.
     """
     if not hasattr(engine.evidence, "evidence_kind") or isinstance(engine.evidence, type):
         raise EngineError(
@@ -43,6 +47,14 @@ def require_evidence(engine: Any) -> None:
             got=repr(engine.evidence),
             expected="sk.Kalman(), sk.ExtendedKalman(), sk.UnscentedKalman(), …",
             fix=f"sk.{type(engine).__name__}(evidence=sk.Kalman())",
+        )
+    if gradient and not getattr(engine.evidence, "has_gradient", True):
+        raise EngineError(
+            f"sk.{type(engine).__name__} would follow a wrong slope: what this evidence carries "
+            "from time to time is fitted, and not differentiated.",
+            got=repr(engine.evidence),
+            expected="an evidence that can be differentiated, such as sk.Kalman()",
+            fix=f"sk.infer(key, {engine.evidence!r}, program, ys) learns the parameters itself",
         )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ssmkit.engines.options import check_counts
 from ssmkit.engines.smc_checks import require_density
 from ssmkit.errors import ImproperStartError, ModelError, OptionError
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
@@ -24,18 +25,11 @@ def check_options(engine: Any) -> None:
     Raises:
         OptionError: says which, and what would be possible.
     """
-    for name, low in COUNTS.items():
-        value = getattr(engine, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise OptionError(
-                f"OnlineVariational: {name} is no number that can be used.",
-                got=repr(value),
-                expected=f"an integer ≥ {low}",
-            )
+    check_counts(engine, COUNTS)
     for name, known in (("filter", ("full", "diagonal")), ("kernel", ("linear", "network"))):
         if getattr(engine, name) not in known:
             raise OptionError(
-                f"OnlineVariational: unknown {name}.",
+                f"sk.OnlineVariational: unknown {name}.",
                 got=repr(getattr(engine, name)),
                 expected=list(known),
             )
@@ -43,13 +37,13 @@ def check_options(engine: Any) -> None:
         part = getattr(engine, name)
         if part is not None and not hasattr(part, "fit"):
             raise OptionError(
-                f"OnlineVariational: {name} must be a regression.",
+                f"sk.OnlineVariational: {name} must be a regression.",
                 got=repr(part),
                 expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), or None",
             )
     if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
         raise OptionError(
-            f"OnlineVariational: {engine.start!r} is for independent coordinates.",
+            f"sk.OnlineVariational: {engine.start!r} is for independent coordinates.",
             got='filter="full"',
             fix='filter="diagonal", or start=sk.learned.LinearisedStart()',
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ssmkit.engines.online_step import Outcome
+from ssmkit.engines.online_step import Carried, Outcome
 from ssmkit.learned.backward import Filter
 from ssmkit.learned.regression import Fitted
 from ssmkit.models.base import StateSpaceModel, as_arrays
@@ -83,6 +83,13 @@ def adaptive(program: Program, values: dict[str, PyTree] | None = None) -> Adapt
     sites = free_sites(program)
     values = values or {name: site.value for name, site in sites.items()}
     return as_arrays(Adaptive(unconstrain(sites, values), program))
+
+
+def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceModel:
+    """The model at the parameters learned so far."""
+    if carried is None or not isinstance(model, Adaptive):
+        return model
+    return dataclasses.replace(model, params=carried.learning.params)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

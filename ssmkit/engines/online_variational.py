@@ -13,8 +13,15 @@ from ssmkit import keys
 from ssmkit.beliefs import Belief, Gaussian, Particles
 from ssmkit.engines.observed_information import point_estimates
 from ssmkit.engines.online_checks import check_model, check_options
-from ssmkit.engines.online_learning import Adaptive, StochasticAscent, adaptive, begin, learn
-from ssmkit.engines.online_paths import BackwardPaths
+from ssmkit.engines.online_learning import (
+    Adaptive,
+    StochasticAscent,
+    adaptive,
+    begin,
+    learn,
+    model_now,
+)
+from ssmkit.engines.online_series import infer_series, run_series
 from ssmkit.engines.online_step import Carried, Outcome, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
@@ -30,7 +37,7 @@ from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import forecast
 from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import own_law
-from ssmkit.smc.recipes import Step, steps_of
+from ssmkit.smc.recipes import Step
 from ssmkit.smc.started import started
 from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
@@ -100,6 +107,7 @@ class OnlineVariational:
     num_paths: int = 500
 
     evidence_kind = "lower bound"
+    has_gradient = False
     always_shown = ("num_steps",)
     non_finite_hint = (
         "a density is not finite where the filter draws states: an observation that the model "
@@ -174,6 +182,7 @@ class OnlineVariational:
                 fix="sk.SIXO or sk.GradientFit for parameters that many series share",
             )
         parts = run_states(self, keys.purpose(key, "time"), model, data, options)
+        parts.pop("carries", None)
         if isinstance(model, Adaptive):
             params = jax.tree.map(lambda a: a[0], parts["carry"].learning.params)
             learned = dataclasses.replace(model, params=params)
@@ -224,63 +233,13 @@ class OnlineVariational:
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
     ) -> Scalar:
         """The bound as it is estimated online, in nats."""
-        return self._run(key, model, (ys, us, mask), keep=False)[0].elbo[0]
-
-    def _run(
-        self, key: Key, model: StateSpaceModel, series: tuple, *, keep: bool
-    ) -> tuple[Carried, Any]:
-        ys, us, mask = jax.tree.map(jnp.asarray, series)
-        at = steps_of(ys, us, mask)
-        first, ahead = self.step(key, model, None, at(0))
-
-        def on(last: Carried, t: Array) -> tuple[Carried, Any]:
-            done, ahead = self.step(key, model, last, at(t))
-            told = (done.carried.filter, done.kernel, done.gain, ahead, _params(done.carried))
-            return done.carried, told if keep else None
-
-        last, told = jax.lax.scan(on, first.carried, jnp.arange(1, ys.shape[0]))
-        if not keep:
-            return last, None
-        filters, kernels, gains, aheads, params = told
-        start = (first.carried.filter, first.gain, ahead, _params(first.carried))
-        joined = jax.tree.map(
-            lambda a, b: jnp.concatenate([a[None], b]), start, (filters, gains, aheads, params)
-        )
-        return last, (*joined, kernels)
+        return run_series(self, key, model, (ys, us, mask), "final")[0].elbo[0]
 
     def infer(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series, and parameters by time."""
-        last, kept = self._run(key, model, (ys, us, mask), keep=keep == "all")
-        at_end = model_now(model, last)
-        shape = own_law(at_end, None, Step(0, ys[0], input_at(us, 0), None)).event_shape
-        final = Gaussian(last.filter.mean, last.filter.covariance, shape)
-        parts: dict[str, Any] = {"log_evidence": last.elbo[0], "final": final, "carry": last}
-        if kept is None:
-            return parts
-        filters, gains, ahead, params, kernels = kept
-        paths = BackwardPaths(filters, kernels, shape)
-        covariances = jax.vmap(lambda filter: filter.covariance)(filters)
-        # times are folded in as 0, 1, …; no time has the largest tag
-        last_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)
-        smooth_key, bound_key = jax.random.split(last_key)
-        parts |= {
-            "log_likelihood": gains,
-            "filtered": Gaussian(filters.mean, covariances, shape),
-            "predicted": ahead,
-            "states": (paths.marginals(smooth_key, self.num_paths), paths),
-            "run": {"online_log_evidence": last.elbo[0]},
-        }
-        if params is not None:
-            moving: Any = model
-            values = jax.vmap(lambda one: dataclasses.replace(moving, params=one).values())(params)
-            parts["steps"] = {f"online {name}": value for name, value in values.items()}
-            return parts
-        bound = paths.bounds(bound_key, self.num_paths, model, (ys, us, mask))
-        parts["log_evidence"] = jnp.mean(bound)
-        parts["log_evidence_se"] = jnp.std(bound) / jnp.sqrt(bound.shape[0])
-        return parts
+        return infer_series(self, key, model, (ys, us, mask), keep)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
         """Refuse, before compilation, what a stream would get wrong."""
@@ -304,7 +263,7 @@ class OnlineVariational:
         mask: Array | None,
     ) -> tuple[Carried, dict[str, Any]]:
         """One step of a stream."""
-        return _told(*self.step(key, started(model, u), carry, Step(t, y, u, mask)))
+        return _told(*self.step(key, model, carry, Step(t, y, u, mask)))
 
     def model_now(self, model: StateSpaceModel, carry: Carried | None) -> StateSpaceModel:
         """The model at the parameters that a stream has learned so far."""
@@ -339,10 +298,11 @@ class OnlineVariational:
         noise = jax.random.normal(
             noise_key, (self.carried_value.num_points, mean.shape[0]), mean.dtype
         )
-        value = self.carried_value.fit(noise, jnp.zeros((len(noise), mean.shape[0] + 1)))
+        nothing = jnp.zeros((len(noise), mean.shape[0] + 1), mean.dtype)
+        value = self.carried_value.fit(noise, nothing)
         if learning is not None:
             count = ravel_pytree(learning.params)[0].shape[0]
-            score = self.carried_score.fit(noise, jnp.zeros((len(noise), count)))
+            score = self.carried_score.fit(noise, jnp.zeros((len(noise), count), mean.dtype))
             learning = learning._replace(score=score)
         bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
         return Carried(filter, still(filter, network), value, bound, learning)
@@ -365,14 +325,3 @@ class OnlineVariational:
 def _told(done: Outcome, ahead: Belief) -> tuple[Carried, dict[str, Any]]:
     told = {"predicted": ahead, "log_likelihood": done.gain, "diagnostics": {}}
     return done.carried, told
-
-
-def _params(carried: Carried) -> Any:
-    return None if carried.learning is None else carried.learning.params
-
-
-def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceModel:
-    """The model at the parameters learned so far."""
-    if carried is None or not isinstance(model, Adaptive):
-        return model
-    return dataclasses.replace(model, params=carried.learning.params)

@@ -15,6 +15,27 @@ def short_repr(self: Any) -> str:
     return f"sk.{call_repr(self)}"
 
 
+def check_counts(engine: Any, least: dict[str, int]) -> None:
+    """Refuse counts that are no integers, or too small.
+
+    Args:
+        engine: has the counts as attributes.
+        least: the smallest possible value by name.
+
+    Raises:
+        OptionError: names the count, what it was and what it can be.
+    """
+    for name, low in least.items():
+        value = getattr(engine, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise OptionError(
+                f"sk.{type(engine).__name__}: {name} is no number that can be used.",
+                got=repr(value),
+                expected=f"an integer ≥ {low}",
+                fix=f"{name}={getattr(type(engine), name, low)}",
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """Options of `infer` that are not the engine's own."""

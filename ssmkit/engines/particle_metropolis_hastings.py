@@ -131,7 +131,7 @@ class ParticleMetropolisHastings:
         return Posterior(self, target, data, model, parts, self.evidence)
 
     def _check(self) -> None:
-        require_evidence(self)
+        require_evidence(self, gradient=False)
         least = {"num_warmup": PILOT_SHARE, "num_samples": LEAST_DRAWS, "num_state_draws": 2}
         least |= {"num_chains": 1, "thinning": 1}
         if self.num_particles is not None:

@@ -274,7 +274,7 @@ class TwistedFilter(eqx.Module):
     ) -> dict[str, Any]:
         """Everything about the states of one series."""
         prepared, of = self.prepare_twisted(model, (ys, us, mask))
-        cloud, steps = prepared.run(key, keep=keep == "all")
+        cloud, steps = prepared.run(key, keep=keep != "final")
         parts = parts_of(self.options, key, model, us, (cloud, steps))
         if steps is not None:
             swept = Sweep(cloud.log_evidence, steps, log_twists(of, steps), of)

@@ -138,7 +138,7 @@ class SMC:
         keep: str,
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
-        run = self.prepare(model, (ys, us, mask)).run(key, keep=keep == "all")
+        run = self.prepare(model, (ys, us, mask)).run(key, keep=keep != "final")
         return parts_of(self, key, model, us, run)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ssmkit.engines.options import check_counts
 from ssmkit.errors import (
     ModelError,
     OptionError,
@@ -53,17 +54,8 @@ def check_cloud_options(engine: Any) -> None:
     Raises:
         OptionError: names the option, what it was and what it can be.
     """
+    check_counts(engine, {"num_particles": 2, "num_paths": 1, "num_moves": 1, "lag": 0})
     kind = f"sk.{type(engine).__name__}"
-    least = {"num_particles": 2, "num_paths": 1, "num_moves": 1, "lag": 0}
-    for name, low in least.items():
-        value = getattr(engine, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise OptionError(
-                f"{kind}: {name} is no number that can be used.",
-                got=repr(value),
-                expected=f"an integer ≥ {low}",
-                fix=f"{name}={max(low, 1000 if name == 'num_particles' else low)}",
-            )
     if not callable(engine.resampling) and engine.resampling not in SCHEMES:
         raise OptionError(
             f"{kind}: unknown resampling scheme.",

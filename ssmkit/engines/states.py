@@ -78,8 +78,9 @@ def run_states(
     count = None if log_weights is None else log_weights.shape[0]
     series = (data.ys, data.us, data.mask)
     lengths = data.lengths
-    # the last belief about a short series stands inside its padded history
-    kept = "all" if lengths is not None else options.keep
+    # what a short series ends with stands inside its padded history: "each" is "all", and what is
+    # carried at each time
+    kept = "each" if lengths is not None else options.keep
     parts = dict(_infer(engine, key, models, series, kept, count, options.batched))
     if lengths is not None:
         parts = shorten(parts, lengths)

@@ -73,7 +73,7 @@ class GaussianEngine(abc.ABC):
         kernel = self._kernel(model, ys, us)
         event, state_event = ys.shape[1:], kernel.event_shape
         ys, mask = _flatten(ys), _flatten(mask)
-        state, steps = filter_series(kernel, ys, us, mask, keep=keep == "all")
+        state, steps = filter_series(kernel, ys, us, mask, keep=keep != "final")
         parts: dict[str, Any] = {
             "log_evidence": log_evidence_of(state),
             "final": _belief(kernel, state),

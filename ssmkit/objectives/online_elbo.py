@@ -48,9 +48,9 @@ class Past(NamedTuple):
 
 def log_terms(model: StateSpaceModel, s: Step, before: Array | None, x: Array) -> Scalar:
     """Log density of a move and of what was observed then, of flat states, in nats."""
-    start = jax.eval_shape(lambda: own_law(model, None, s).sample(jax.random.key(0)))
-    here = x.reshape(start.shape)
-    law = own_law(model, None if before is None else before.reshape(start.shape), s)
+    shape = own_law(model, None, s).event_shape
+    here = x.reshape(shape)
+    law = own_law(model, None if before is None else before.reshape(shape), s)
     return log_density(law, here) + log_emission(model, here, s)
 
 
