@@ -30,10 +30,15 @@ ENGINES = (
     "kalman",
     "extended_kalman",
     "unscented_kalman",
+    "ensemble_kalman",
     "forward_backward",
     "gradient_fit",
     "nuts",
     "particle_metropolis_hastings",
+    "smc",
+    "sixo",
+    "online_variational",
+    "guided_smc",
 )
 # Upward imports inside functions: the conveniences of a posterior, which anyone may delete, and
 # what would make a circle. Whoever adds one here says why.

@@ -8,14 +8,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Particles
+from ssmkit.beliefs import Belief, Particles
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.smc.feynman_kac import Cloud, StepReport
-from ssmkit.smc.filter import particles_like, states_of, step_diagnostics
-from ssmkit.smc.lineage import log_evidence_se, num_survivors
+from ssmkit.smc.filter import floating_type, particles_like, states_of, step_diagnostics
+from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
+from ssmkit.smc.recipes import Proposed
 from ssmkit.smc.resampling import SCHEMES, Scheme, multinomial
 from ssmkit.smc.smoothers import ParticlePaths
-from ssmkit.typing import Inputs, Key
+from ssmkit.typing import Inputs, Key, Scalar
 
 
 def scheme_of(engine: Any) -> Scheme:
@@ -74,6 +75,35 @@ def read_cloud(cloud: Cloud) -> dict[str, Any]:
     states = states_of(cloud.particles)
     belief = Particles(states, cloud.log_weights, states.shape[1:])
     return {"filtered": belief, "log_evidence": cloud.log_evidence}
+
+
+def told_of(report: StepReport) -> dict[str, Any]:
+    """What a step of a stream tells."""
+    event = report.states.shape[1:]
+    return {
+        "predicted": Particles(report.predicted_states, report.predicted_log_weights, event),
+        "log_likelihood": report.log_likelihood,
+        "diagnostics": {"ess": report.ess, "resampled": report.resampled},
+    }
+
+
+def begin_cloud(
+    key: Key,
+    num_particles: int,
+    model: StateSpaceModel,
+    belief: Belief,
+    log_evidence: Scalar,
+    *,
+    proposed: bool,
+) -> Cloud:
+    """Equally weighted draws from a belief, for a filter with a proposal or without."""
+    states = belief.sample(key, num_particles)
+    is_float = jnp.issubdtype(states.dtype, jnp.floating)
+    dtype = states.dtype if is_float else floating_type(model, states)
+    zeros = jnp.zeros(num_particles, dtype)
+    particles = Proposed(states, zeros) if proposed else states
+    evidence = (log_evidence.astype(dtype), jnp.zeros((), dtype))
+    return Cloud(particles, zeros, evidence, first_lineage(num_particles))
 
 
 def _smoothed(

@@ -9,17 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Belief, Particles
+from ssmkit.beliefs import Belief
 from ssmkit.engines.options import short_repr
-from ssmkit.engines.particle_parts import parts_of, read_cloud, scheme_of
+from ssmkit.engines.particle_parts import begin_cloud, parts_of, read_cloud, scheme_of, told_of
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
-from ssmkit.smc.feynman_kac import Cloud, StepReport
+from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
-from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import (
-    Proposed,
     Step,
     at_the_mean,
     auxiliary,
@@ -153,7 +151,7 @@ class SMC:
         """The first step of a stream: what it carries, and what the step told."""
         s = Step(0, y, u, mask)
         cloud, report = self.filter(model, s).first(key, s)
-        return cloud, _told(report)
+        return cloud, told_of(report)
 
     def advance(
         self,
@@ -168,7 +166,7 @@ class SMC:
         """One step of a stream, with the numbers that belong to its time."""
         s, model = Step(t, y, u, mask), started(model, u)
         cloud, report = self.filter(model, s).advance(key, carry, s)
-        return cloud, _told(report)
+        return cloud, told_of(report)
 
     def read(self, model: StateSpaceModel, carry: Cloud, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
@@ -184,13 +182,9 @@ class SMC:
         self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
     ) -> Cloud:
         """What a stream carries that begins at a belief: equally weighted draws from it."""
-        states = belief.sample(key, self.num_particles)
-        is_float = jnp.issubdtype(states.dtype, jnp.floating)
-        dtype = states.dtype if is_float else floating_type(model, states)
-        zeros = jnp.zeros(self.num_particles, dtype)
-        particles = states if self.proposal is None else Proposed(states, zeros)
-        evidence = (log_evidence.astype(dtype), jnp.zeros((), dtype))
-        return Cloud(particles, zeros, evidence, first_lineage(self.num_particles))
+        return begin_cloud(
+            key, self.num_particles, model, belief, log_evidence, proposed=self.proposal is not None
+        )
 
     def forecast(
         self,
@@ -203,12 +197,3 @@ class SMC:
     ) -> dict[str, Any]:
         """Draws of the next states and observations: the particles move on and emit."""
         return forecast(key, model, carry, start + jnp.arange(num_steps), us)
-
-
-def _told(report: StepReport) -> dict[str, Any]:
-    event = report.states.shape[1:]
-    return {
-        "predicted": Particles(report.predicted_states, report.predicted_log_weights, event),
-        "log_likelihood": report.log_likelihood,
-        "diagnostics": {"ess": report.ess, "resampled": report.resampled},
-    }
