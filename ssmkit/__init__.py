@@ -24,6 +24,7 @@ from ssmkit.diagnose import Diagnosis as Diagnosis
 from ssmkit.diagnose import diagnose as diagnose
 from ssmkit.diagnostics import components as components
 from ssmkit.diagnostics import residuals as residuals
+from ssmkit.engines.ensemble_kalman import EnsembleKalman as EnsembleKalman
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
 from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit

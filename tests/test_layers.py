@@ -31,6 +31,7 @@ ENGINES = (
     "extended_kalman",
     "unscented_kalman",
     "ensemble_kalman",
+    "ensemble_kalman",
     "forward_backward",
     "gradient_fit",
     "nuts",
