@@ -67,6 +67,7 @@ ROWS = {
     "diffuse": (sk.Kalman(), LEVEL, GAPS, None, None),
     "finite": (sk.ForwardBackward(num_forecast_draws=3), COINS, COUNTS, None, SEEN),
     "particles": (PARTICLES, VOLATILITY, GAPS, None, None),
+    "ensemble": (sk.EnsembleKalman(16, "stochastic"), LINEAR, PAIRS, None, None),
 }
 
 
