@@ -31,7 +31,6 @@ ENGINES = (
     "extended_kalman",
     "unscented_kalman",
     "ensemble_kalman",
-    "ensemble_kalman",
     "forward_backward",
     "gradient_fit",
     "nuts",
