@@ -74,7 +74,7 @@ def test_perturbed_members_each_take_the_kalman_update(mask):
     seen = np.isin(np.arange(3), MASKS[mask])
     mean, _, log_likelihood, gain = kalman_update(members, matrix, noise, y, seen)
     factors = jnp.broadcast_to(np.linalg.cholesky(noise), (30, 3, 3))
-    perturbations = _perturbations(jax.random.key(1), factors)
+    perturbations = _perturbations(jax.random.key(1), factors, 30)
     arguments = members @ matrix.T, noise, np.where(seen, y, np.nan), jnp.asarray(seen)
     transform, found = condition(*map(jnp.asarray, arguments), perturbations)
     innovations = (y - members @ matrix.T - perturbations)[:, seen]
@@ -88,14 +88,41 @@ def test_perturbations_have_mean_zero_and_the_noise_of_the_emission():
     stds = jnp.array([0.5, 2.0])
     lower = jnp.array([[1.0, 0.0], [0.8, 0.3]])
     for factors, cov in ((stds, jnp.diag(stds**2)), (lower, lower @ lower.T)):
-        drawn = _perturbations(
-            jax.random.key(0), jnp.broadcast_to(factors, (count, *factors.shape))
-        )
+        drawn = _perturbations(jax.random.key(0), factors[None], count)
         np.testing.assert_allclose(drawn.mean(0), 0.0, atol=1e-12)
         size = np.sqrt(np.outer(np.diag(cov), np.diag(cov)) / count)
         assert np.all(np.abs(np.cov(drawn.T) - cov) < 5 * np.sqrt(2) * size)
-    few = _perturbations(jax.random.key(0), jnp.ones((2, 10_000)))  # of two, the mean is half
+        each = jnp.broadcast_to(factors, (count, *factors.shape))
+        again = _perturbations(jax.random.key(0), each, count)
+        np.testing.assert_allclose(again, drawn, rtol=1e-12, atol=1e-12)
+    few = _perturbations(jax.random.key(0), jnp.ones((2, 10_000)), 2)  # of two, the mean is half
     np.testing.assert_allclose(np.mean(few**2) * 2, 2.0, rtol=5 * np.sqrt(2 / 10_000))
+
+
+class Louder(sk.StateSpaceModel):
+    """Correlated noise that grows with the state."""
+
+    lower: jax.Array
+
+    def initial(self, u):
+        return dist.Normal(0.0, 1.0)
+
+    def transition(self, x, u):
+        return dist.Normal(x, 1.0)
+
+    def emission(self, x, u):
+        return dist.MultivariateNormal(jnp.stack([x, -x]), scale_tril=self.lower * (1 + x**2))
+
+
+def test_noise_that_depends_on_the_state_counts_in_the_mean_over_members():
+    lower = jnp.array([[1.0, 0.0], [0.8, 0.3]])
+    engine, y = sk.EnsembleKalman(12), jnp.array([0.5, 1.0])
+    (carry, told) = engine.first(jax.random.key(0), Louder(lower), y, None, None)
+    x = told["predicted"].values
+    means = jnp.stack([x, -x], axis=1)
+    expected = condition(means, lower @ lower.T * jnp.mean((1 + x**2) ** 2), y)
+    np.testing.assert_allclose(told["log_likelihood"], expected[1], rtol=1e-12)
+    np.testing.assert_allclose(carry.members, expected[0](x[:, None])[:, 0], rtol=1e-9)
 
 
 # The limit of many members.
