@@ -15,6 +15,7 @@ ROWS = {
     "D": "online_network:hundred",
     "E": "online_linear:parameters",
     "F": "online_linear:constant_cost",
+    "G": "online_latency:latency",
 }
 HEADING = """# Online variational filtering
 
