@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from ssmkit.typing import Array, Float
 
@@ -110,6 +111,13 @@ def solve_lower_transposed(
 def solve_psd(factor: Float[Array, "... n n"], b: Float[Array, "... n k"]) -> Array:
     """Solve ``L L^T x = b``; for a singular matrix a generalised inverse is applied."""
     return solve_lower_transposed(factor, solve_lower(factor, b))
+
+
+def solve_regular(a: Float[Array, "n n"], b: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    """Solve ``A x = b`` with a positive definite matrix; a large one goes to LAPACK."""
+    if a.shape[0] <= SMALL:
+        return solve_psd(cholesky_psd(a), b)
+    return cho_solve(cho_factor(a, lower=True), b)
 
 
 def triangularise(a: Float[Array, "n k"]) -> Float[Array, "n n"]:

@@ -109,6 +109,34 @@ def test_a_stream_of_a_fit_with_a_diffuse_start_learns():
     assert float(flow.params["scale"]) != before
 
 
+def test_steps_that_do_not_shrink_follow_what_drifts():
+    """The noise grows fivefold half-way: steps that shrink have nearly stopped by then."""
+
+    def level(size, noise):
+        stay = 0.9 * np.eye(1)
+        return sk.models.LinearGaussian(
+            np.zeros(1), np.eye(1), stay, size * np.eye(1), np.eye(1), noise * jnp.eye(1)
+        )
+
+    def program():
+        return level(1.0, numpyro.param("noise", 1.0, constraint=dist.constraints.positive))
+
+    early, late = (sk.simulate(3, level(1.0, v), 1500).observations for v in (1.0, 25.0))
+    ys = np.concatenate([early, late])
+
+    def learned(ascent):
+        engine = dataclasses.replace(ENGINE, ascent=ascent)
+        path = sk.infer(0, engine, program, ys).diagnostics["online noise"]
+        return np.log(np.array(path)[[1499, -1]])
+
+    shrinking = learned(sk.StochasticAscent(power=1.0))
+    constant = learned(sk.StochasticAscent(power=0.0))
+    # a constant rate forgets within some hundred steps, whose estimate is as noisy as that
+    np.testing.assert_allclose(constant, np.log([1.0, 25.0]), atol=0.5)
+    np.testing.assert_allclose(shrinking[0], 0.0, atol=0.5)
+    assert shrinking[1] < np.log(25.0) - 1
+
+
 @pytest.mark.parametrize(
     "engine", [sk.GradientFit(ENGINE), sk.NUTS(ENGINE)], ids=["gradient", "nuts"]
 )

@@ -347,6 +347,8 @@ class Positive(Tanh):
     ("changes", "model", "error", "match"),
     [
         ({"num_steps": -1}, CURVED, errors.OptionError, "num_steps"),
+        ({"ascent": sk.StochasticAscent(power=0.3)}, CURVED, errors.OptionError, "power"),
+        ({"ascent": sk.StochasticAscent(rate=-1.0)}, CURVED, errors.OptionError, "rate"),
         ({"filter": "round"}, CURVED, errors.OptionError, "filter"),
         ({"kernel": "round"}, CURVED, errors.OptionError, "kernel"),
         ({"value": 3}, CURVED, errors.OptionError, "value must be a regression"),

@@ -33,6 +33,8 @@ def check_options(engine: Any) -> None:
                 got=repr(getattr(engine, name)),
                 expected=list(known),
             )
+    if engine.ascent is not None:
+        _check_ascent(engine.ascent)
     for name in ("value", "score"):
         part = getattr(engine, name)
         if part is not None and not hasattr(part, "fit"):
@@ -47,6 +49,22 @@ def check_options(engine: Any) -> None:
             got='filter="full"',
             fix='filter="diagonal", or start=sk.learned.LinearisedStart()',
         )
+
+
+def _check_ascent(ascent: Any) -> None:
+    possible = {
+        "rate": (ascent.rate > 0, "a number above 0"),
+        "power": (ascent.power == 0 or 0.5 <= ascent.power <= 1, "0, or from 0.5 to 1"),
+        "burn_in": (ascent.burn_in >= 0, "an integer ≥ 0"),
+        "clip": (ascent.clip > 0, "a number above 0"),
+    }
+    for name, (is_possible, expected) in possible.items():
+        if not is_possible:
+            raise OptionError(
+                f"sk.StochasticAscent: {name} cannot be.",
+                got=getattr(ascent, name),
+                expected=expected,
+            )
 
 
 def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:

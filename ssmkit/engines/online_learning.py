@@ -100,7 +100,8 @@ class StochasticAscent:
 
     Args:
         rate: \(\gamma\), in unconstrained units.
-        power: \(p\), between one half and one (Robbins and Monro).
+        power: \(p\), between one half and one for parameters that stay (Robbins and Monro); 0, and
+            steps that never shrink, for parameters that drift.
         burn_in: observations before the first step: filters must settle first.
         clip: longest gradient that is believed; longer ones are shortened.
 

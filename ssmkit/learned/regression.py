@@ -8,8 +8,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_factor, cho_solve
 
+from ssmkit.linalg import solve_regular
 from ssmkit.reprs import call_repr
 from ssmkit.typing import Array, Float
 
@@ -117,7 +117,7 @@ class KernelRidge:
         bandwidth = jnp.sqrt(jnp.median(jnp.diagonal(square, z.shape[0] // 3)))
         gram = jnp.exp(-0.5 * square / bandwidth**2)
         penalised = gram + self.ridge * jnp.eye(z.shape[0], dtype=z.dtype)
-        weights = cho_solve(cho_factor(penalised, lower=True), rest)
+        weights = solve_regular(penalised, rest)
         return Fitted(z, weights, bandwidth, trend, level, self.degree)
 
 
@@ -150,6 +150,6 @@ def _fit_powers(z: Array, targets: Array, degree: int, ridge: float) -> tuple[Ar
     wide = features - centre
     count = z.shape[0]
     gram = wide.T @ wide + count * ridge * jnp.eye(wide.shape[1], dtype=z.dtype)
-    trend = cho_solve(cho_factor(gram, lower=True), wide.T @ (targets - level))
+    trend = solve_regular(gram, wide.T @ (targets - level))
     level = level - centre @ trend
     return trend, level, targets - level - features @ trend

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ssmkit.errors import DataError, ShapeError
+from ssmkit.errors import DataError, OptionError, ShapeError
 from ssmkit.models.observation import supports_coordinates, whole_rows
 from ssmkit.posterior import Data
 from ssmkit.smc.filter import floating_type
@@ -170,6 +170,36 @@ def _observed(spec: Spec, observed: Any, lead: tuple[int, ...]) -> np.ndarray:
             fix="observed=False for an observation that is missing",
         )
     return seen.reshape(seen.shape + (1,) * (len(lead + spec.event) - seen.ndim))
+
+
+def take_slots(new: Any, num_series: int | None) -> np.ndarray:
+    """Which series of a bank are new ``(B,)``, from their numbers or as booleans.
+
+    Raises:
+        OptionError: the stream is no bank, or has no such series.
+    """
+    if num_series is None:
+        raise OptionError(
+            "only a bank has slots that series may leave and take.",
+            got="new= on a stream of one series",
+            expected="sk.stream(key, engine, model, num_series=B)",
+            fix="another sk.stream for another series",
+        )
+    slots = np.asarray(new)
+    if slots.dtype == bool and slots.shape == (num_series,):
+        return slots
+    slots = np.atleast_1d(slots)
+    if (
+        slots.ndim > 1
+        or slots.dtype.kind not in "iu"
+        or not np.isin(slots, np.arange(num_series)).all()
+    ):
+        raise OptionError(
+            "new says which series of the bank begin anew.",
+            got=repr(new),
+            expected=f"numbers from 0 to {num_series - 1}, or {num_series} booleans",
+        )
+    return np.isin(np.arange(num_series), slots)
 
 
 def take_inputs(spec: Spec, u: PyTree, lead: tuple[int, ...]) -> Inputs:

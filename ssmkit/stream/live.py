@@ -48,7 +48,7 @@ class Stream:
         """Hold what the stream is of, and what it has seen."""
         self._stepper = Stepper(source, seen)
 
-    def update(self, y: Any, u: PyTree = None, observed: Any = None) -> Belief:
+    def update(self, y: Any, u: PyTree = None, observed: Any = None, *, new: Any = None) -> Belief:
         """Take one observation.
 
         Args:
@@ -56,6 +56,9 @@ class Stream:
             u: inputs of this step, or None: at every step, or at none.
             observed: whether it is there, one boolean or one per coordinate; of a bank with ``B``
                 in front.
+            new: of a bank, the series that begin anew with this observation: their numbers, or
+                ``B`` booleans. Belief, evidence, skipped steps and alarm of these slots are those
+                of a new series; a slot that nobody has is fed nan.
 
         Returns:
             The belief about the state at this time; it stays valid after later updates.
@@ -66,6 +69,7 @@ class Stream:
             MissingDataError: single coordinates are missing where only whole rows can be.
             EngineError: the engine cannot serve the model, or the model's parameters have ended.
             NonFiniteError: the very first belief is not a number.
+            OptionError: ``new`` names no series of the bank, or this is no bank.
 
         Example:
             >>> import ssmkit as sk
@@ -73,7 +77,10 @@ class Stream:
             >>> flow.update(740.0).mean().tolist(), flow.update(float("nan")).mean().tolist()
             ([740.0], [740.0])
         """
-        belief = self._stepper.step("step", y, u, observed, ())
+        if new is None:
+            belief = self._stepper.step("step", y, u, observed, ())
+        else:
+            belief = self._stepper.renew(new, y, u, observed)
         self._stepper.seen.undated += 1
         return belief
 

@@ -25,11 +25,14 @@ from ssmkit.stream.packed import Packed, Shared, pack, share
 from ssmkit.stream.setup import DRAWS, SERIES, Fixed, Setup, State
 from ssmkit.typing import Array, Bool, Inputs, PyTree, Scalar
 
+NEW = 1  # tag of the keys of series that begin anew in a slot of a bank
+
 
 class Compiled(NamedTuple):
     """The jitted functions of a stream."""
 
     step: Callable[..., Any]
+    renew: Callable[..., Any]
     many: Callable[..., Any]
     ahead: Callable[..., Any]
 
@@ -39,6 +42,7 @@ def compiled(setup: Setup) -> Compiled:
     """The jitted functions; streams of equal setup share them."""
     return Compiled(
         jax.jit(partial(single, setup)),
+        jax.jit(partial(renew, setup)),
         jax.jit(partial(many, setup)),
         jax.jit(partial(ahead, setup), static_argnames="num_steps"),
     )
@@ -158,6 +162,37 @@ def single(
 ) -> tuple[State, Packed, Shared]:
     """`step` with as few results as hold it."""
     state, last, belief = step(setup, fixed, state, y, u, mask)
+    return state, pack(last), share(belief, state)
+
+
+def renew(
+    setup: Setup,
+    fixed: Fixed,
+    state: State,
+    new: Bool[Array, " B"],
+    y: Array,
+    u: PyTree,
+    mask: Array | None,
+) -> tuple[State, Packed, Shared]:
+    """`single` of a bank in which some series are new: they take the first step, others the next.
+
+    The clock goes on for all, so that a slot never draws the same numbers twice.
+    """
+
+    def tagged(data: Array) -> Array:
+        key = jax.random.fold_in(setup.key(data), state.t)
+        return jax.random.key_data(jax.random.fold_in(key, NEW))
+
+    row = (y, u, mask)
+    blank = State(state.t, None, None, None, jnp.zeros_like(state.skipped))
+    begun = step(setup, fixed._replace(key=jax.vmap(tagged)(fixed.key)), blank, *row)
+    after = step(setup, fixed, state, *row)
+    begun = jax.tree.map(lambda a, b: a.astype(b.dtype), begun, after)
+    clock = after[0].t  # which has no axis of series
+    found = [part._replace(t=None) if isinstance(part, State) else part for part in begun]
+    others = [part._replace(t=None) if isinstance(part, State) else part for part in after]
+    rest, last, belief = _select(new, found, others)
+    state = rest._replace(t=clock)
     return state, pack(last), share(belief, state)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ssmkit.beliefs import Belief
 from ssmkit.errors import EngineError, NonFiniteError, NotComputed
 from ssmkit.stream.begin import Seen, Source
-from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs
+from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs, take_slots
 from ssmkit.stream.packed import Shared
 from ssmkit.stream.setup import Fixed, partition
 from ssmkit.stream.step import Compiled, compiled
@@ -40,6 +40,26 @@ class Stepper:
         seen.state, seen.last, seen.spec = after, last, spec
         seen.time += count
         return belief
+
+    def renew(self, new: Any, y: Any, u: PyTree, observed: Any) -> Belief:
+        """Take one observation of every series of a bank, the first one of those that are new."""
+        source, seen = self.source, self.seen
+        slots = take_slots(new, source.num_series)
+        if seen.spec is None:
+            return self.step("step", y, u, observed, ())
+        if self._num_steps is not None:
+            raise EngineError(
+                "the model's parameters belong to times, and the clock of a bank goes on for all.",
+                got="new= with a model that changes with time",
+                fix="a bank of its own for the series that is new",
+            )
+        row = take(seen.spec, y, u, observed, source.lead)
+        blank = jax.tree.map(lambda a: a[None], seen.spec.inputs)
+        source.engine.check_steps(source.one_model, blank, begun=False)
+        told = self._functions.renew(self._fixed, seen.state, slots, *row)
+        seen.state, seen.last, belief = told
+        seen.time += 1
+        return belief.restore(seen.state)
 
     def _call(self, name: str, spec: Spec, row: Row) -> tuple[Any, Any, Any]:
         if self.seen.spec is not None:
