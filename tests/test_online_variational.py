@@ -226,6 +226,36 @@ def test_what_is_carried_and_optimised_makes_the_bound_better():
     assert isinstance(found["network"].states.marginals, sk.Particles)
 
 
+def test_an_independent_kernel_is_a_product_of_filters():
+    """Its bound in closed form: expectations of a quadratic under independent normal laws."""
+    engine = dataclasses.replace(ENGINE, kernel="independent", value=None, num_paths=4000)
+    found = sk.infer(0, engine, MODEL, YS)
+    means, covs = np.array(found.filtered.mean()), np.array(found.filtered.cov())
+    np.testing.assert_allclose(found.states.mean(), means, atol=1e-12)
+    np.testing.assert_allclose(found.states.cov(), covs, atol=1e-12)
+    start, start_cov = (np.array(a) for a in (MODEL.initial_mean, MODEL.initial_cov))
+    slope, noise = np.array(MODEL.transition_matrix), np.array(MODEL.transition_cov)
+    emission, error = np.array(MODEL.emission_matrix), np.array(MODEL.emission_cov)
+
+    def expected(gap, spread, cov):
+        """Mean log density of a normal law whose argument has a mean gap and a covariance."""
+        inverse = np.linalg.inv(cov)
+        size = gap @ inverse @ gap + np.trace(inverse @ spread)
+        return -0.5 * (size + np.linalg.slogdet(2 * np.pi * cov)[1])
+
+    bound = expected(means[0] - start, covs[0], start_cov)
+    for t in range(LENGTH):
+        gap = YS[t] - emission @ means[t]
+        bound += expected(gap, emission @ covs[t] @ emission.T, error)
+        bound += 0.5 * np.linalg.slogdet(2 * np.pi * np.e * covs[t])[1]
+        if t:
+            spread = covs[t] + slope @ covs[t - 1] @ slope.T
+            bound += expected(means[t] - slope @ means[t - 1], spread, noise)
+    assert abs(float(found.log_evidence) - bound) < 4.5 * float(found.log_evidence_se)
+    exact = sk.infer(0, sk.Kalman(), MODEL, YS).log_evidence
+    assert bound < exact - 0.5  # the kernels are what is missing
+
+
 def test_regressions_find_what_they_can_hold():
     z = jnp.asarray(RANDOM.normal(size=(200, 3)))
     quadratic = lambda a: jnp.array([a[0] * a[1] - a[2] ** 2 + 3.0, a[0] - 2 * a[1]])  # noqa: E731

@@ -26,7 +26,10 @@ def check_options(engine: Any) -> None:
         OptionError: says which, and what would be possible.
     """
     check_counts(engine, COUNTS)
-    for name, known in (("filter", ("full", "diagonal")), ("kernel", ("linear", "network"))):
+    for name, known in (
+        ("filter", ("full", "diagonal")),
+        ("kernel", ("linear", "network", "independent")),
+    ):
         if getattr(engine, name) not in known:
             raise OptionError(
                 f"sk.OnlineVariational: unknown {name}.",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssmkit.learned.backward import Filter, Kernel, Moves, moved
+from ssmkit.learned.backward import Filter, Kernel, Moves, at_rest, independent, moved
 from ssmkit.learned.regression import Fitted
 from ssmkit.linalg import compensated_add
 from ssmkit.models.base import StateSpaceModel
@@ -75,16 +75,20 @@ def take(
     """
     optimise_key, fit_key = jax.random.split(key)
     past, (start, moves) = _begin(settings, model, last, s, begun)
+    apart = settings.kernel == "independent"
+    if apart and last is not None:
+        start = (start[0], independent(last.filter))
+    free = at_rest if apart else lambda moves: moves
     terms = lambda before, x: log_terms(model, s, before, x)  # noqa: E731 - one line
 
     def loss(moves: Moves, noise: Array) -> Scalar:
         one = lambda e: surrogate(  # noqa: E731 - one line
-            terms, past, start, moves, e, path_gradient=settings.path_gradient
+            terms, past, start, free(moves), e, path_gradient=settings.path_gradient
         )
         return -jnp.mean(jax.vmap(one)(noise))
 
     size = start[0].mean.shape[0]
-    moves = _descend(settings, optimise_key, loss, moves, size)
+    moves = free(_descend(settings, optimise_key, loss, moves, size))
     family = jax.lax.stop_gradient(moved(start, moves))
     return _carry_on(settings, fit_key, terms, past, family, moves, last, begun)
 

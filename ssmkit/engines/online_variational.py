@@ -55,7 +55,8 @@ class OnlineVariational:
 
     Args:
         filter: ``"full"`` covariances, or ``"diagonal"``.
-        kernel: ``"linear"`` in the state after it, or with a ``"network"``.
+        kernel: ``"linear"`` in the state after it, or with a ``"network"``; ``"independent"`` of it
+            (AELBO-1, with ``value=None``: what is lost by leaving the kernel out).
         value: what the bound's past is fitted by: `learned.KernelRidge`, `learned.Polynomial`, or
             None for the bound of one step alone.
         score: the same for the score of the parameters.

@@ -160,6 +160,23 @@ def still(filter: Filter, network: Residual | None) -> Moves:
     return Moves(shift, scale, shift, matrix, scale, network)
 
 
+def at_rest(moves: Moves) -> Moves:
+    """The same moves of the filter, and none of the kernel."""
+    nothing = jnp.zeros_like
+    return moves._replace(
+        kernel_shift=nothing(moves.kernel_shift),
+        kernel_matrix=nothing(moves.kernel_matrix),
+        kernel_scale=nothing(moves.kernel_scale),
+    )
+
+
+def independent(last: Filter) -> Kernel:
+    """The kernel that looks at nothing: the filter of the time before."""
+    zeros, ones = jnp.zeros_like(last.mean), jnp.ones_like(last.mean)
+    flat = jnp.zeros((zeros.shape[0],) * 2, zeros.dtype)
+    return Kernel(zeros, last.mean, flat, last.factor, ones, last.factor, None)
+
+
 def moved(start: tuple[Filter, Kernel | None], moves: Moves) -> tuple[Filter, Kernel | None]:
     """Filter and kernel that stand at given moves from a start."""
     filter, kernel = start
