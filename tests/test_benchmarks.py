@@ -1,5 +1,6 @@
 """The benchmark harness at tiny size: values agree with the peers that are there; no timing."""
 
+import importlib
 import math
 import sys
 from pathlib import Path
@@ -151,3 +152,21 @@ def test_the_study_of_standard_errors_answers():
     row = standard_error.study("systematic", 0.5, 5, 50, 100)
     assert len(row) == len(standard_error.HEADER)
     assert 0.5 < float(row[4]) < 2 and row[-1] == "100 %"
+
+
+def test_latencies_have_a_row_for_each_contender():
+    import online_latency
+
+    section = online_latency.latency(quick=True)
+    steps = len(online_latency.QUICK.steps)
+    assert len(section.lines) == 1 + steps + 2 + 2
+    assert all(len(line) == len(section.header) for line in section.lines)
+    assert section.lines[0][0] == online_latency.EMPTY
+    assert online_latency.EMPTY in section.text()
+
+
+@pytest.mark.parametrize("report", ["sixo", "online"])
+def test_rows_of_reports_name_what_is_there(report):
+    for row in importlib.import_module(report).ROWS.values():
+        module, function = row.split(":")
+        assert callable(getattr(importlib.import_module(module), function)), row
