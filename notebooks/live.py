@@ -302,9 +302,10 @@ folder.cleanup()
 # Returns that are twice as large are *not* found in time. To this model they are no break:
 # volatility moves, by a state that is there to follow it, and within days the predictions are wide
 # enough. Three times is more than it follows, and takes two weeks. A feed a hundred times too small
-# takes longer still, for a day on which too little happens is never very strange: the bet on it wins
-# 1.5-fold at most, while one on outliers may win tenfold in a day. After a month or two the stream
-# has learned what was planted, as if it were the market, and the bets lose. The alarm stays raised.
+# takes longer still, for a day on which too little happens is never very strange: the bet on it
+# wins 1.5-fold at most, while one on outliers may win tenfold in a day. After a month or two the
+# stream has learned what was planted, as if it were the market, and the bets lose. The alarm stays
+# raised.
 #
 # ## The alarm on the real days
 
