@@ -28,6 +28,7 @@ from ssmkit.engines.ensemble_kalman import EnsembleKalman as EnsembleKalman
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
 from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
+from ssmkit.engines.guided_smc import GuidedSMC as GuidedSMC
 from ssmkit.engines.kalman import Kalman as Kalman
 from ssmkit.engines.nuts import NUTS as NUTS
 from ssmkit.engines.online_learning import StochasticAscent as StochasticAscent

@@ -107,7 +107,7 @@ def _check(posterior: Posterior, num_replicates: int) -> None:
     kind = getattr(posterior.state_engine, "evidence_kind", None)
     if kind != "unbiased":
         raise EngineError(
-            f"{posterior.state_engine!r} has no random evidence: every run would give the same.",
+            f"{posterior.state_engine!r} has no random evidence of which a mean is worth taking.",
             got=f"an evidence that is {kind}",
             expected="a posterior whose states are by a particle engine such as sk.SMC()",
             fix="posterior.log_evidence",
