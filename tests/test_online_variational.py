@@ -350,6 +350,7 @@ def test_a_stream_goes_on_learning_after_it_was_saved(tmp_path):
     learned = {name: float(value) for name, value in posterior.params.mean().items()}
     assert learned["persistence"] != 0.5
     flow = sk.stream(0, engine, posterior)
+    assert "program" in repr(flow) and "learning" in repr(flow)
     path = flow.save(tmp_path / "learning.stream")
     again = sk.load_stream(path, using=[program])
     for y in ys[:3]:

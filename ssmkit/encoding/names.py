@@ -94,7 +94,7 @@ class Resolver:
             f"the file refers to {name}: code is never in a file and is not run from one.",
             got=f"using={sorted(self.given)}",
             expected="the class or function itself, handed over by whoever loads",
-            fix=f"sk.load_posterior(path, using=[{short}]), if you know and trust {short}",
+            fix=f"the same call with using=[{short}], if you know and trust {short}",
         )
 
 

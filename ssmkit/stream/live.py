@@ -313,7 +313,8 @@ class Stream:
     def __repr__(self) -> str:
         """Say engine, model, how much was seen and what it is worth."""
         source = self._stepper.source
-        model = type(source.model).__name__
+        program = getattr(source.model, "program", None)
+        model = type(source.model).__name__ if program is None else f"{program!r}, learning"
         if source.num_draws is not None:
             model += f" at {source.num_draws} parameter draws"
         value = np.asarray(self.log_evidence)
