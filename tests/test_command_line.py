@@ -24,9 +24,17 @@ from ssmkit.cli import main
 from ssmkit.cli.clock import Clock, moment
 from ssmkit.cli.engine_text import read_engine
 from ssmkit.cli.lines import Columns, begin
+from ssmkit.cli.output import Output
 from ssmkit.cli.rows import Told, Writer
 from ssmkit.cli.targets import load_target
-from ssmkit.errors import DataError, EngineError, ModelError, OptionError, UnknownNameError
+from ssmkit.errors import (
+    DataError,
+    EngineError,
+    ModelError,
+    OptionError,
+    SaveError,
+    UnknownNameError,
+)
 
 MODELS = """
 import jax.numpy as jnp, numpyro, numpyro.distributions as dist, ssmkit as sk
@@ -537,6 +545,23 @@ def test_a_damaged_checkpoint_is_refused(run, checkpointed, damage, monkeypatch)
     code, rows, err = run("stream", *WALK, *place, lines=lines)
     assert code == 1 and rows == [] and "SaveError" in err
     assert [path.read_bytes() for path in (state, output) if path.exists()] == before
+
+
+def test_two_processes_never_write_to_one_output(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first = Output(path, None)
+    first.open()
+    first.write(b"row\n")
+    second = Output(path, 0)
+    with pytest.raises(SaveError, match="another process"):
+        second.open()
+    second.close()
+    assert path.read_bytes() == b"row\n"
+    first.close()
+    third = Output(path, 0)
+    third.open()
+    third.close()
+    assert path.read_bytes() == b""
 
 
 def test_a_live_input_goes_on(run, checkpointed):

@@ -22,7 +22,7 @@ from ssmkit.models.base import as_arrays
 from ssmkit.objectives.density_ratio import pair_logits, simulate_like
 from ssmkit.objectives.sweep import sweep
 from ssmkit.smc.filter import ParticleFilter
-from ssmkit.smc.recipes import Proposed
+from ssmkit.smc.recipes import Proposed, chooser
 from ssmkit.smc.resampling import SCHEMES, selector
 
 # What is proved here does not depend on versions.
@@ -631,3 +631,25 @@ def test_builders_are_configurations():
         assert kind() == kind() and hash(kind()) == hash(kind())
         with pytest.raises(dataclasses.FrozenInstanceError):
             kind().size = 3
+
+
+def test_a_proposal_that_leaves_the_twist_out_asks_the_observation_alone():
+    """It is the linearised one; the twist selects, and the evidence stays unbiased."""
+    case = linear()
+    blind = learned.Induced(1, sees_twist=False).build(KEY, case.setting)
+    pieces = Pieces(analytic(case), blind)
+
+    @eqx.filter_jit
+    def draws(noises):
+        of = sweepable(pieces, case.model, case.series, float)
+        rule = chooser(case.model, float, sk.Linearised(1))
+        before, s = jnp.zeros(case.setting.state.size), of.steps(2)
+        return [jax.vmap(choose(before, s).draw)(noises) for choose in (of.choose, rule)]
+
+    noises = jax.random.normal(KEY, (20, case.setting.state.size))
+    for mine, theirs in zip(*map(jax.tree.leaves, draws(noises)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-10)
+    values = evidences(jax.random.split(KEY, 2000), case, pieces, 16, {})
+    ratios = np.exp(np.asarray(values) - case.log_evidence)
+    assert abs(ratios.mean() - 1) < 4.5 * ratios.std() / np.sqrt(len(ratios))
+    assert ratios.std() > 1e-3  # of the best proposal it would be nothing

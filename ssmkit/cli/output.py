@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 from ssmkit.errors import SaveError
 
@@ -43,14 +44,21 @@ class Output:
             )
 
     def open(self) -> None:
-        """Open the file and cut it off where rows go on.
+        """Open the file for this process alone, and cut it off where rows go on.
 
         Raises:
             OSError: it cannot be opened.
+            SaveError: another process writes to it.
         """
         if self._path is None:
             return
         self._file = self._path.open("r+b" if self._path.exists() else "xb", buffering=0)
+        if not _is_ours(self._file):
+            raise SaveError(
+                f"another process writes to {self._path}.",
+                expected="one stream for each output and its checkpoint",
+                fix="wait until it has ended, or another --output and --checkpoint",
+            )
         self._file.truncate(self._start)
         self._file.seek(self._start)
 
@@ -75,6 +83,19 @@ class Output:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _is_ours(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or the process is gone; where there are no locks, hope."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_all(path: Path | None, rows: Iterable[bytes]) -> None:

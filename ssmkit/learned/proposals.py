@@ -177,11 +177,14 @@ class Induced:
 
     Args:
         iterations: Newton steps to the mode.
+        sees_twist: False leaves the twist out, which then only selects: the right thing where its
+            slope is less to be trusted than its level, as that of a network far from its data.
 
     Source: S. Zhao et al. (2024), Probabilistic inference in language models via twisted SMC.
     """
 
     iterations: int = 2
+    sees_twist: bool = True
 
     amortised = True
 
@@ -190,7 +193,7 @@ class Induced:
     def build(self, key: Key, setting: Setting) -> InducedProposal:
         """Nothing is learned here."""
         apart = setting.state.size > 1 and leaves_coordinates_apart(setting)
-        return InducedProposal(self.iterations, apart)
+        return InducedProposal(self.iterations, apart, self.sees_twist)
 
 
 class InducedProposal(eqx.Module):
@@ -199,10 +202,12 @@ class InducedProposal(eqx.Module):
     Attributes:
         iterations: Newton steps to the mode.
         apart: whether the model leaves the coordinates of the state apart.
+        sees_twist: whether the twist counts.
     """
 
     iterations: int = eqx.field(static=True)
     apart: bool = eqx.field(static=True, default=False)
+    sees_twist: bool = eqx.field(static=True, default=True)
 
     def read(self, model: StateSpaceModel, ys: Array, us: Inputs, mask: Any) -> PyTree:
         """Nothing beyond what the twist has read."""
@@ -212,6 +217,7 @@ class InducedProposal(eqx.Module):
         self, model: StateSpaceModel, before: Array | None, s: Step, beyond: Beyond, dtype: Any
     ) -> Draw:
         """Draw one state."""
+        beyond = beyond if self.sees_twist else None
 
         def log_target(x: Array) -> Scalar:
             value = log_emission(model, x, s)
