@@ -25,6 +25,7 @@ PURPOSES = {
     "diagnosis": 8,
     "alarm": 9,
     "replicates": 10,
+    "renewal": 11,
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,10 +131,36 @@ def test_a_stream_takes_the_steps_of_infer(tmp_path):
     assert on.time == len(YS) and np.all(np.isfinite(on.update(YS[0]).mean()))
 
 
+class Networked(sk.StateSpaceModel):
+    """A network moves the state: not all of its leaves are arrays."""
+
+    network: eqx.nn.MLP
+
+    def initial(self, u):
+        return dist.Normal(0.0, 1.0)
+
+    def transition(self, x, u):
+        return dist.Normal(0.9 * x + self.network(x[None])[0], 0.5)
+
+    def emission(self, x, u):
+        return dist.Normal(x, 1.0)
+
+
+def test_a_model_may_hold_what_is_no_array():
+    model = Networked(eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0)))
+    engine = dataclasses.replace(ENGINE, smoother=None)
+    found = sk.infer(0, engine, model, YS[:, 0])
+    plain = sk.infer(0, sk.SMC(4000, smoother=None), model, YS[:, 0])
+    error = np.hypot(float(found.log_evidence_se), float(plain.log_evidence_se))
+    assert abs(float(found.log_evidence - plain.log_evidence)) < 4.5 * error
+
+
 @pytest.mark.parametrize(
     ("engine", "model", "error", "match"),
     [
         (sk.GuidedSMC(sk.Kalman()), MODEL, errors.OptionError, "guide"),
+        (sk.GuidedSMC(sk.OnlineVariational), MODEL, errors.OptionError, "guide"),
+        (sk.GuidedSMC(GUIDE, widening="2"), MODEL, errors.OptionError, "widening"),
         (sk.GuidedSMC(GUIDE, widening=0.0), MODEL, errors.OptionError, "widening"),
         (sk.GuidedSMC(GUIDE, num_particles=1), MODEL, errors.OptionError, "num_particles"),
         (ENGINE, sk.models.LocalLevel(1.0, 1.0), errors.ImproperStartError, "diffuse"),

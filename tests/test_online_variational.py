@@ -379,6 +379,8 @@ class Positive(Tanh):
     [
         ({"num_steps": -1}, CURVED, errors.OptionError, "num_steps"),
         ({"ascent": sk.StochasticAscent(power=0.3)}, CURVED, errors.OptionError, "power"),
+        ({"ascent": "adam"}, CURVED, errors.OptionError, "ascent says how"),
+        ({"ascent": sk.StochasticAscent(burn_in=2.5)}, CURVED, errors.OptionError, "burn_in"),
         ({"ascent": sk.StochasticAscent(rate=-1.0)}, CURVED, errors.OptionError, "rate"),
         ({"filter": "round"}, CURVED, errors.OptionError, "filter"),
         ({"kernel": "round"}, CURVED, errors.OptionError, "kernel"),

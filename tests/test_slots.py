@@ -2,6 +2,8 @@
 
 import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import ssmkit as sk
@@ -67,6 +69,25 @@ def test_a_bank_goes_on_from_a_file(tmp_path):
             np.array_equal(a, b)
             for a, b in zip(*(jax.tree.leaves(belief) for belief in told), strict=True)
         )
+
+
+def test_a_new_series_learns_from_its_own_beginning():
+    """Burn-in and the share of the prior are of the series, not of the bank's clock."""
+
+    def program():
+        size = numpyro.param("size", 1.0, constraint=dist.constraints.positive)
+        return sk.models.LocalLevel(size, 1.5).with_initial([0.0], [1.0])
+
+    ascent = sk.StochasticAscent(rate=0.05, burn_in=4)
+    engine = sk.OnlineVariational(num_steps=0, value=None, ascent=ascent, num_paths=2)
+    bank = sk.stream(0, engine, program, num_series=2)
+    ys = NOISE.normal(size=(12, 2))
+    moved = []
+    for t, row in enumerate(ys):
+        bank.update(row, new=[1] if t == 6 else [])
+        moved.append(np.array(bank.params["size"]) != 1.0)
+    expected = [[t >= 4, t >= 4 if t < 6 else t >= 10] for t in range(12)]
+    np.testing.assert_array_equal(moved, expected)
 
 
 def test_everybody_is_new_at_the_first_observation():

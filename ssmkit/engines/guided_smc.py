@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
@@ -99,18 +101,18 @@ class GuidedSMC:
     def check(self, model: StateSpaceModel, us: Inputs) -> None:
         """Refuse, before compilation, what this engine would get wrong."""
         check_cloud_options(self)
-        if not hasattr(self.guide, "carried_value"):
+        if isinstance(self.guide, type) or not hasattr(self.guide, "carried_value"):
             raise OptionError(
                 "sk.GuidedSMC: the guide must be a variational filter.",
                 got=repr(self.guide),
                 expected="sk.OnlineVariational()",
                 fix="sk.SMC(proposal=sk.Linearised()) needs no guide",
             )
-        if not self.widening > 0:
+        if not (isinstance(self.widening, int | float) and 0 < self.widening < math.inf):
             raise OptionError(
                 "sk.GuidedSMC: widening is a factor of standard deviations.",
-                got=self.widening,
-                expected="a number above 0",
+                got=repr(self.widening),
+                expected="a finite number above 0",
                 fix="widening=1.0",
             )
         self.guide.check(model, us)
@@ -133,8 +135,10 @@ class GuidedSMC:
     def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
         """The filter, the steps of a series with their proposals, and how states are drawn."""
         series = jax.tree.map(jnp.asarray, series)
-        held = jax.lax.stop_gradient((model, series))  # a proposal is a choice
-        kept: Any = run_series(self._follower, jax.random.key(GUIDE_KEY), *held, "all")[1]
+        arrays, rest = eqx.partition((model, series), eqx.is_array)
+        # a proposal is a choice
+        fixed, given = eqx.combine(jax.lax.stop_gradient(arrays), rest)
+        kept: Any = run_series(self._follower, jax.random.key(GUIDE_KEY), fixed, given, "all")[1]
         told, kernels = kept
         first = forward(jax.tree.map(lambda a: a[0], told.filter), None)
         later = jax.vmap(forward)(jax.tree.map(lambda a: a[1:], told.filter), kernels)

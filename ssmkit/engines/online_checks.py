@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
+from ssmkit.engines.online_learning import StochasticAscent
 from ssmkit.engines.options import check_counts
 from ssmkit.engines.smc_checks import require_density
 from ssmkit.errors import ImproperStartError, ModelError, OptionError
@@ -55,10 +56,16 @@ def check_options(engine: Any) -> None:
 
 
 def _check_ascent(ascent: Any) -> None:
+    if not isinstance(ascent, StochasticAscent):
+        raise OptionError(
+            "sk.OnlineVariational: ascent says how parameters are learned.",
+            got=repr(ascent),
+            expected="sk.StochasticAscent(), or None to hold them",
+        )
+    check_counts(ascent, {"burn_in": 0})
     possible = {
         "rate": (ascent.rate > 0, "a number above 0"),
         "power": (ascent.power == 0 or 0.5 <= ascent.power <= 1, "0, or from 0.5 to 1"),
-        "burn_in": (ascent.burn_in >= 0, "an integer ≥ 0"),
         "clip": (ascent.clip > 0, "a number above 0"),
     }
     for name, (is_possible, expected) in possible.items():

@@ -134,12 +134,14 @@ class Learning(NamedTuple):
         state: of the optimiser.
         score: the carried score, of the state in units of the filter.
         increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
+        count: observations of this series so far.
     """
 
     params: dict[str, PyTree]
     state: Any
     score: Any
     increment: Array
+    count: Array
 
 
 def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
@@ -147,7 +149,8 @@ def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
     if not isinstance(model, Adaptive):
         return None
     flat = ravel_pytree(model.params)[0]
-    return Learning(model.params, ascent.build().init(model.params), None, jnp.zeros_like(flat))
+    state, count = ascent.build().init(model.params), jnp.zeros((), jnp.int32)
+    return Learning(model.params, state, None, jnp.zeros_like(flat), count)
 
 
 def learn(
@@ -182,13 +185,13 @@ def learn(
         increment = increment + jnp.mean(earlier - again, axis=0)
         scores = scores + earlier
     score: Fitted = settings.carried_score.fit(noise, scores - jnp.mean(scores, axis=0))
-    params, state = _stepped(settings.ascent, model, learning, increment, s.t)
-    carried = done.carried._replace(learning=Learning(params, state, score, increment))
-    return done._replace(carried=carried)
+    params, state = _stepped(settings.ascent, model, learning, increment)
+    learned = Learning(params, state, score, increment, learning.count + 1)
+    return done._replace(carried=done.carried._replace(learning=learned))
 
 
 def _stepped(
-    ascent: StochasticAscent, model: Adaptive, learning: Learning, increment: Array, t: Any
+    ascent: StochasticAscent, model: Adaptive, learning: Learning, increment: Array
 ) -> tuple[Any, Any]:
     import optax
 
@@ -199,12 +202,12 @@ def _stepped(
         return build_with_prior(model.program, constrain(sites, params))[1]
 
     # one observation's share of the prior
-    share = jax.tree.map(lambda a: a / (t + 1), jax.grad(log_prior)(model.params))
+    share = jax.tree.map(lambda a: a / (learning.count + 1), jax.grad(log_prior)(model.params))
     slope = jax.tree.map(lambda a, b: -(a + b), unravel(increment), share)
     change, state = ascent.build().update(slope, learning.state, learning.params)
     moved = optax.apply_updates(learning.params, change)
     finite = jnp.all(jnp.isfinite(ravel_pytree((slope, moved))[0]))
-    use = finite & (t >= ascent.burn_in)
+    use = finite & (learning.count >= ascent.burn_in)
     pick = lambda new, old: jnp.where(use, new, old)  # noqa: E731 - one line
     params = jax.tree.map(pick, moved, learning.params)
     return params, jax.tree.map(pick, state, learning.state)

@@ -189,6 +189,8 @@ def take_slots(new: Any, num_series: int | None) -> np.ndarray:
     if slots.dtype == bool and slots.shape == (num_series,):
         return slots
     slots = np.atleast_1d(slots)
+    if slots.shape == (0,):
+        return np.zeros(num_series, bool)
     if (
         slots.ndim > 1
         or slots.dtype.kind not in "iu"

@@ -25,8 +25,6 @@ from ssmkit.stream.packed import Packed, Shared, pack, share
 from ssmkit.stream.setup import DRAWS, SERIES, Fixed, Setup, State
 from ssmkit.typing import Array, Bool, Inputs, PyTree, Scalar
 
-NEW = 1  # tag of the keys of series that begin anew in a slot of a bank
-
 
 class Compiled(NamedTuple):
     """The jitted functions of a stream."""
@@ -168,6 +166,7 @@ def single(
 def renew(
     setup: Setup,
     fixed: Fixed,
+    renewal: Array,
     state: State,
     new: Bool[Array, " B"],
     y: Array,
@@ -176,16 +175,16 @@ def renew(
 ) -> tuple[State, Packed, Shared]:
     """`single` of a bank in which some series are new: they take the first step, others the next.
 
-    The clock goes on for all, so that a slot never draws the same numbers twice.
+    The clock goes on for all, so that a slot never draws the same numbers twice; ``renewal`` is
+    data of the keys, by lane, of first steps that come later.
     """
 
-    def tagged(data: Array) -> Array:
-        key = jax.random.fold_in(setup.key(data), state.t)
-        return jax.random.key_data(jax.random.fold_in(key, NEW))
+    def now(data: Array) -> Array:
+        return jax.random.key_data(jax.random.fold_in(setup.key(data), state.t))
 
     row = (y, u, mask)
     blank = State(state.t, None, None, None, jnp.zeros_like(state.skipped))
-    begun = step(setup, fixed._replace(key=jax.vmap(tagged)(fixed.key)), blank, *row)
+    begun = step(setup, fixed._replace(key=jax.vmap(now)(renewal)), blank, *row)
     after = step(setup, fixed, state, *row)
     begun = jax.tree.map(lambda a, b: a.astype(b.dtype), begun, after)
     clock = after[0].t  # which has no axis of series

@@ -45,7 +45,7 @@ class Stepper:
         """Take one observation of every series of a bank, the first one of those that are new."""
         source, seen = self.source, self.seen
         slots = take_slots(new, source.num_series)
-        if seen.spec is None:
+        if seen.spec is None or not slots.any():
             return self.step("step", y, u, observed, ())
         if self._num_steps is not None:
             raise EngineError(
@@ -54,9 +54,7 @@ class Stepper:
                 fix="a bank of its own for the series that is new",
             )
         row = take(seen.spec, y, u, observed, source.lead)
-        blank = jax.tree.map(lambda a: a[None], seen.spec.inputs)
-        source.engine.check_steps(source.one_model, blank, begun=False)
-        told = self._functions.renew(self._fixed, seen.state, slots, *row)
+        told = self._functions.renew(self._fixed, self._renewal, seen.state, slots, *row)
         seen.state, seen.last, belief = told
         seen.time += 1
         return belief.restore(seen.state)
@@ -106,6 +104,14 @@ class Stepper:
         source = self.source
         alarm_key = None if source.run_length is None else source.lane_keys("alarm")
         return Fixed(partition(source.model)[0], source.lane_keys("time"), alarm_key)
+
+    @cached_property
+    def _renewal(self) -> Any:
+        """Keys of series that begin in a slot; that the engine can begin one is checked once."""
+        spec: Any = self.seen.spec
+        blank = jax.tree.map(lambda a: a[None], spec.inputs)
+        self.source.engine.check_steps(self.source.one_model, blank, begun=False)
+        return self.source.lane_keys("renewal")
 
     @cached_property
     def _num_steps(self) -> int | None:
