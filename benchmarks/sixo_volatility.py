@@ -17,7 +17,7 @@ from ssmkit.learned.pieces import Pieces
 D, NUM_TRAINING, NUM_HELD_OUT, MANY = 22, 119, 54, 2048
 K = How(4, "multinomial", 0.5)
 EVALUATIONS = 50  # sweeps of one series, for each seed
-ROUNDS, STEPS, TWIST_STEPS, SLOW_STEPS = 20, 200, 100, 25
+ROUNDS, STEPS, TWIST_STEPS, SLOW_STEPS = 20, 200, 25, 25
 RATE = 2e-2
 HEADER = (
     "method", "K", "bound, training", "sd", "less FIVO's", "held out", "sd", "events",
