@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 
 from ssmkit.engines.options import check_counts
-from ssmkit.errors import EngineError, ImproperStartError, ModelError, OptionError
+from ssmkit.engines.state_checks import require_real_states
+from ssmkit.errors import EngineError, ModelError, OptionError
 from ssmkit.kalman.checks import depends_on_argument
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
-from ssmkit.models.distributions import Diffuse, base_distribution, is_a, moments
+from ssmkit.models.distributions import base_distribution, moments
 from ssmkit.models.observation import is_concrete
 from ssmkit.typing import Array, Inputs, PyTree
 
 UPDATES = ("square_root", "stochastic")
 SMOOTHERS = ("ensemble", "fixed_lag")
-REAL = (dist.constraints.real, dist.constraints.real_vector)
 
 
 def check_options(engine: Any) -> None:
@@ -57,18 +55,9 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
         ModelError: a state that cannot be any real number, or an emission without mean and
             variance.
     """
+    require_real_states(engine, model, us)
     u, here = input_at(us, 0), model.at(0)
-    start = abstract_law(lambda: here.initial(u))
-    if is_a(start, Diffuse):
-        raise ImproperStartError(
-            f"{engine!r} cannot draw from a diffuse start.",
-            got="initial(u) returned sk.Diffuse",
-            expected="a proper initial law",
-            fix="sk.Kalman(), or give the model a proper initial law",
-        )
-    _check_support(engine, "initial", start)
-    x = jnp.zeros(start.event_shape)
-    _check_support(engine, "transition", abstract_law(lambda: here.transition(x, u)))
+    x = jnp.zeros(abstract_law(lambda: here.initial(u)).event_shape)
     _check_moments(engine, here, u)
     if not depends_on_argument(lambda z: here.emission(z, u).mean, x):
         raise EngineError(
@@ -77,20 +66,6 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
             got=f"{type(model).__name__}.emission",
             expected="an emission whose mean depends on x",
             fix="sk.SMC()",
-        )
-
-
-def _check_support(engine: Any, name: str, law: Any) -> None:
-    support = law.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support not in REAL:
-        raise ModelError(
-            f"{engine!r} moves states along straight lines, so they may be any real numbers.",
-            got=f"{name} {type(base_distribution(law)).__name__} on {support}",
-            expected="a law on the real numbers, such as Normal",
-            fix="the logarithm as state where it is positive; sk.ForwardBackward() for finite "
-            "states, sk.SMC() for others",
         )
 
 

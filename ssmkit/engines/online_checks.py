@@ -6,18 +6,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 
 from ssmkit.engines.online_learning import StochasticAscent
 from ssmkit.engines.options import check_counts
 from ssmkit.engines.smc_checks import require_density
-from ssmkit.errors import ImproperStartError, ModelError, OptionError
+from ssmkit.engines.state_checks import require_real_states
+from ssmkit.errors import OptionError
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
-from ssmkit.models.distributions import Diffuse, is_a, moments
+from ssmkit.models.distributions import moments
 from ssmkit.typing import Inputs
 
 COUNTS = {"num_steps": 0, "num_samples": 1, "width": 1, "num_paths": 2}
-REAL = (dist.constraints.real, dist.constraints.real_vector)
 
 
 def check_options(engine: Any) -> None:
@@ -85,28 +84,8 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
         ModelError: the state is not a real vector, or has no mean and variance.
         SingularTransitionError: the transition has no density.
     """
+    require_real_states(engine, model, us)
     u, here = input_at(us, 0), model.at(0)
-    start = abstract_law(lambda: here.initial(u))
-    if is_a(start, Diffuse):
-        raise ImproperStartError(
-            f"{engine!r} cannot begin at a diffuse start.",
-            got="initial(u) returned sk.Diffuse",
-            expected="a proper initial law",
-            fix="sk.Kalman(), or give the model a proper initial law",
-        )
-    x = jnp.zeros(start.event_shape)
-    laws = {"initial": lambda: here.initial(u), "transition": lambda: here.transition(x, u)}
-    for name, make in laws.items():
-        law = abstract_law(make)
-        support: Any = law.support
-        while hasattr(support, "base_constraint"):
-            support = support.base_constraint
-        if support not in REAL:
-            raise ModelError(
-                f"{engine!r} needs states that may be any real numbers.",
-                got=f"{name} {type(law).__name__} on {support}",
-                expected="a law on the real numbers, such as Normal",
-                fix="the logarithm as state where it is positive; sk.SMC() or sk.SIXO() for others",
-            )
-        jax.eval_shape(lambda make=make: moments(make()))
+    x = jnp.zeros(abstract_law(lambda: here.initial(u)).event_shape)
+    jax.eval_shape(lambda: (moments(here.initial(u)), moments(here.transition(x, u))))
     require_density(repr(engine), model, us)
