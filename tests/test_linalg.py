@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssmkit.linalg import (
-    SMALL,
+    UNROLLED,
     cholesky_psd,
     psd_factor,
     solve_lower,
@@ -17,7 +17,7 @@ from ssmkit.linalg import (
     triangularise,
 )
 
-SIZES = [3, SMALL + 2]  # unrolled, and as a loop
+SIZES = [3, UNROLLED + 2]  # unrolled, and as a loop
 DTYPES = [np.float64, np.float32]
 
 
@@ -46,7 +46,7 @@ def test_cholesky_of_full_rank_is_numpys(size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("size", "rank"), [(4, 0), (4, 1), (4, 3), (SMALL + 2, 5)])
+@pytest.mark.parametrize(("size", "rank"), [(4, 0), (4, 1), (4, 3), (UNROLLED + 2, 5)])
 def test_cholesky_of_singular_reproduces_the_matrix(size, rank, dtype):
     a = covariance(size, rank, dtype)
     factor = np.asarray(jitted(cholesky_psd)(a))
@@ -68,7 +68,7 @@ def test_cholesky_scale_says_what_counts_as_zero():
     assert np.count_nonzero(cholesky_psd(a, scale=jnp.ones(2))) == 0
 
 
-@pytest.mark.parametrize("size", [3, SMALL + 2])
+@pytest.mark.parametrize("size", [3, UNROLLED + 2])
 def test_cholesky_gradient_is_the_finite_difference(size):
     a, direction = covariance(size, size + 3), covariance(size, 2, seed=1)
     weights = np.tril(np.random.default_rng(2).normal(size=(size, size)))
@@ -138,7 +138,7 @@ def test_solve_gradient_is_finite_with_a_zero_pivot():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (3, 2), (SMALL + 2, SMALL + 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 5), (3, 2), (UNROLLED + 2, UNROLLED + 4)])
 def test_triangularise_keeps_the_product(rows, columns, dtype):
     a = np.random.default_rng(5).normal(size=(rows, columns)).astype(dtype)
     lower = np.asarray(jitted(triangularise)(a))
