@@ -20,6 +20,7 @@ from ssmkit.hidden_markov import (
     log_initial_vector,
     predict,
     step,
+    window_paths,
 )
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.observation import Mask
@@ -130,6 +131,13 @@ class ForwardBackward:
     def read(self, model: StateSpaceModel, carry: FiniteState, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
         return {"filtered": Categorical(carry.belief), "log_evidence": carry.log_evidence}
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: FiniteState, times: Array, us: Inputs
+    ) -> Categorical:
+        """Beliefs about the last states of a stream, from what it carried at each."""
+        paths = window_paths(finite_kernel(model, us), carries, times, us)
+        return Categorical(paths.marginals())
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

@@ -245,6 +245,13 @@ class RecursiveLikelihood:
         """The belief about the present state, and the sum of predictions so far, in nats."""
         return self.evidence.read(_plain(model_now(model, carry)), carry.carry, u)
 
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: Carried, times: Array, us: Inputs
+    ) -> Belief:
+        """Beliefs about the last states of a stream, by the parameters as they stand."""
+        here = _plain(model_now(model, jax.tree.map(lambda a: a[-1], carries)))
+        return self.evidence.smooth(key, here, carries.carry, times, us)
+
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""
         return (
