@@ -132,7 +132,8 @@ class Learning(NamedTuple):
     Attributes:
         params: unconstrained.
         state: of the optimiser.
-        score: the carried score, of the state in units of the filter; or slopes of what is carried.
+        score: what is carried of the score: of the state, in units of the filter; or, of filters
+            that are differentiated, the slopes of what they carry.
         increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
         count: observations of this series so far.
     """

@@ -45,7 +45,7 @@ def last_point(target: Program, model: Adaptive, parts: dict[str, Any]) -> State
     return learned.built()
 
 
-def by_time(model: Adaptive, params: PyTree) -> dict[str, Array]:
+def by_time(model: Any, params: PyTree) -> dict[str, Array]:
     """Parameters on their own scale, by time, under the names of diagnostics."""
     values = jax.vmap(lambda one: dataclasses.replace(model, params=one).values())(params)
     return {f"online {name}": value for name, value in values.items()}

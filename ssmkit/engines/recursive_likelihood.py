@@ -136,11 +136,9 @@ class RecursiveLikelihood:
         of = "data given parameters"
         return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
 
-    def step(
-        self, key: Key, model: Adaptive, last: Carried | None, s: Step
-    ) -> tuple[Carried, dict[str, Any]]:
+    def step(self, key: Key, model: Any, last: Any, s: Step) -> tuple[Carried, dict[str, Any]]:
         """One step: the filter's, its derivative, and the parameters' along the increment."""
-        here: Any = model_now(model, last)  # type: ignore[arg-type]
+        here: Any = model_now(model, last)
         flat, unravel = ravel_pytree(here.params)
         before = None if last is None else last.carry
         learning: Any = begin(self.ascent, here) if last is None else last.learning
@@ -185,12 +183,12 @@ class RecursiveLikelihood:
             return parts | {"carry": Carried(parts["carry"], None)}
         at = steps_of(*jax.tree.map(jnp.asarray, (ys, us, mask)))
 
-        def kept(done: Carried, told: dict[str, Any], s: Step) -> dict[str, Any] | None:
+        def kept(done: Any, told: dict[str, Any], s: Step) -> dict[str, Any] | None:
             if keep == "final":
                 return None
             told = {name: told[name] for name in ("log_likelihood", "predicted")}
             told["filtered"] = self.read(model, done, s.u)["filtered"]
-            return told | {"params": done.learning.params}  # type: ignore[union-attr]
+            return told | {"params": done.learning.params}
 
         def on(last: Carried, t: Array) -> tuple[Carried, Any]:
             done, told = self.step(key, model, last, at(t))
@@ -249,7 +247,8 @@ class RecursiveLikelihood:
         self, key: Key, model: StateSpaceModel, carries: Carried, times: Array, us: Inputs
     ) -> Belief:
         """Beliefs about the last states of a stream, by the parameters as they stand."""
-        here = _plain(model_now(model, jax.tree.map(lambda a: a[-1], carries)))
+        last: Any = jax.tree.map(lambda a: a[-1], carries)
+        here = _plain(model_now(model, last))
         return self.evidence.smooth(key, here, carries.carry, times, us)
 
     def takes_carry_of(self, other: Any) -> bool:

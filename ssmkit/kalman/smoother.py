@@ -10,6 +10,8 @@ Source: Rauch, Tung and Striebel (1965); gains and covariances by orthogonal pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -150,7 +152,8 @@ def _chain(
         return gain, before[0] - gain @ ahead[0], rest @ rest.T
 
     before, last = (jax.tree.map(lambda a, at=at: a[at], filtered) for at in (slice(-1), -1))
-    used, axis = (transition, 0) if kernel.transition is None else (kernel.transition[0], None)
+    used: Any = transition if kernel.transition is None else kernel.transition[0]
+    axis = 0 if kernel.transition is None else None
     gain, offset, noise = jax.vmap(one, in_axes=(0, 0, axis))(before, ahead, used)
     end = (last[0], cov(last[1]))
     return GaussianPaths(gain, offset, noise, end, flat_posterior(gram), kernel.event_shape)
