@@ -111,7 +111,10 @@ class ForwardBackward:
         """The first step of a stream: what it carries, and what the step told."""
         ys, us, masks = jax.tree.map(lambda a: a[None], (y, u, mask))
         state, steps = filter_finite(finite_kernel(model, us), ys, us, masks, keep=True)
-        return state, _told(jax.tree.map(lambda a: a[0], steps))
+        steps: Any = steps
+        # no step has led here: of transitions that change there are none
+        only = jax.tree.map(lambda a: a[0], steps._replace(log_transition=None))
+        return state, _told(only)
 
     def advance(
         self,

@@ -38,7 +38,8 @@ class Stepper:
         row = take(spec, y, u, observed, lead)
         self.require_parameters(count)
         keep = min(count, source.lag + 1) if source.lag else 0
-        after, last, belief, *carries = self._call(name, spec, row, {"keep": keep} if more else {})
+        options = {"keep": keep} if keep and more else {}
+        after, last, belief, *carries = self._call(name, spec, row, options)
         if isinstance(belief, Shared):
             belief = belief.restore(after)
         seen.state, seen.last, seen.spec = after, last, spec
