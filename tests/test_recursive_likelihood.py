@@ -215,7 +215,7 @@ def test_it_finds_the_maximum_of_the_likelihood(seed):
 # Streams.
 
 
-YS = PAIRS[:, :1]
+YS = np.where(np.isnan(PAIRS[:, :1]), 0.3, PAIRS[:, :1])  # gaps are above: fewer programs
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ class Stream:
     def smoothed(self) -> Belief:
         """Look back: beliefs about the last states, given all that was seen since.
 
-        An update with ``lag=`` costs what it costs without; the backward pass is made here. By
+        An update with ``lag=`` costs a few microseconds more; the backward pass is made here. By
         particles it draws paths backward, whatever the ``smoother`` of the engine. Where
         parameters are learned, it is by those that stand now.
 

@@ -43,7 +43,7 @@ def stream(
             predicts, with this many steps or more to a false alarm, in the mean: 1000, say. None
             for no alarm.
         lag: number of steps before the last that `Stream.smoothed` looks back on; what the engine
-            carried at each is kept, and updates cost the same. 0 keeps nothing.
+            carried at each is held on to. 0 keeps nothing.
 
     Returns:
         A `Stream`.
