@@ -237,7 +237,9 @@ def test_inputs_of_a_bank_are_those_of_its_members():
     us = np.stack([PUSH, -PUSH])
     bank = sk.stream(0, sk.ExtendedKalman(), WAVE, num_series=2, lag=2)
     bank.update_many(np.stack([SCALARS, SCALARS])[:, :-1], us[:, :-1])
-    bank.update(SCALARS[-1:].repeat(2), us[:, -1])
+    last = us[:, -1].copy()
+    bank.update(SCALARS[-1:].repeat(2), last)
+    last[:] = 9.0  # who feeds the stream may use the array again
     for b in range(2):
         alone = sk.infer(0, sk.ExtendedKalman(), WAVE, SCALARS, us[b]).states
         np.testing.assert_allclose(bank.smoothed().mean()[b], alone.mean()[-3:], atol=1e-8)

@@ -17,7 +17,7 @@ from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs, take_slo
 from ssmkit.stream.packed import Shared
 from ssmkit.stream.setup import DRAWS, SERIES, Fixed, partition
 from ssmkit.stream.step import Compiled, compiled
-from ssmkit.stream.window import Kept, alive, cut, padded, steps_of_rows
+from ssmkit.stream.window import Kept, alive, cut, kept_steps, padded
 from ssmkit.typing import Inputs, PyTree
 
 
@@ -45,9 +45,9 @@ class Stepper:
         seen.state, seen.last, seen.spec = after, last, spec
         seen.time += count
         if keep:
-            axis = len(source.lead)
-            new = steps_of_rows(carries[0], row[1], axis) if more else [Kept(after.carry, row[1])]
-            seen.window.extend(new)
+            carried = carries[0] if more else (after.carry,)
+            us = row[1] if more else jax.tree.map(lambda a: np.expand_dims(a, len(lead)), row[1])
+            seen.window.extend(kept_steps(carried, us, len(source.lead)))
         return belief
 
     def renew(self, new: Any, y: Any, u: PyTree, observed: Any) -> Belief:
@@ -67,7 +67,8 @@ class Stepper:
         seen.state, seen.last, belief = told
         seen.time += 1
         if source.lag:
-            seen.window.append(Kept(seen.state.carry, row[1], slots))
+            us = jax.tree.map(np.array, row[1])
+            seen.window.append(Kept(seen.state.carry, us, slots))
         return belief.restore(seen.state)
 
     def _call(self, name: str, spec: Spec, row: Row, options: dict[str, int]) -> tuple[Any, ...]:

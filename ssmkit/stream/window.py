@@ -55,12 +55,12 @@ def check_lag(engine: Any, lag: Any) -> int:
     return lag
 
 
-def steps_of_rows(carries: tuple[PyTree, ...], us: PyTree, axis: int) -> list[Kept]:
-    """What is kept of the last rows of many; ``axis`` of the inputs counts them."""
+def kept_steps(carries: tuple[PyTree, ...], us: PyTree, axis: int) -> list[Kept]:
+    """What is kept of the last steps; ``axis`` of the inputs counts all of them."""
     count = len(carries)
 
     def at(i: int) -> PyTree:
-        # a copy: a view would hold on to all rows
+        # a copy: whoever feeds the stream may write into the array again
         return jax.tree.map(lambda a: np.take(a, a.shape[axis] - count + i, axis), us)
 
     return [Kept(carry, at(i)) for i, carry in enumerate(carries)]
