@@ -183,7 +183,7 @@ class Stream:
             >>> flow = sk.stream(0, sk.Kalman(), model, lag=20)
             >>> beliefs = flow.update_many(nile)
             >>> flow.smoothed().to_frame().round(1)["mean"].tail(2).tolist()
-            [804.0, 798.4]
+            [804.1, 798.4]
         """
         return self._stepper.smoothed()
 
