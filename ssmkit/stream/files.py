@@ -45,7 +45,7 @@ def read_stream(path: str | Path, using: Iterable[Any]) -> tuple[Source, Seen]:
     seen = held["seen"]
     spec = None if seen["spec"] is None else Spec(**seen["spec"])
     source = Source(**held["source"])
-    window = deque(seen["window"], maxlen=source.lag + 1)
+    window = deque(seen.get("window", ()), maxlen=source.lag + 1)  # older files have none
     seen |= {"state": State(**seen["state"]), "spec": spec, "window": window}
     return source, Seen(**seen)
 
