@@ -131,7 +131,8 @@ class RecursiveLikelihood:
         parts = run_states(self, time_key, start, data, options)
         model = last_point(target, start, parts)
         if options.keep == "all":
-            parts["states"] = run_states(self.evidence, time_key, model, data, options)["states"]
+            found = run_states(self.evidence, time_key, model, data, options)
+            parts["states"] = found.get("states")
         check_finite(parts, self, throw=options.throw)
         of = "data given parameters"
         return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
