@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import optax
 from sections import Section
 from targets import Target
 
@@ -144,43 +143,6 @@ def program() -> Any:
 START: dict[str, np.ndarray] = {}
 
 
-def recursive_likelihood(ascent: Any, ys: np.ndarray) -> np.ndarray:
-    """Parameters by time, by the exact score of each observation: the same steps as ours."""
-    eye = jnp.eye(2)
-
-    def step(params: Any, state: Any, y: Any) -> Any:
-        """The filter's state after an observation and, last, the log likelihood of it."""
-        mean, cov = state[:2], state[2:].reshape(2, 2)
-        move, seen = jnp.diag(params[:2]), jnp.diag(params[2:])
-        mean, cov = move @ mean, move @ cov @ move.T + 0.01 * eye
-        spread = seen @ cov @ seen.T + 0.0625 * eye
-        gap = y - seen @ mean
-        gain = cov @ seen.T @ jnp.linalg.inv(spread)
-        value = -0.5 * (gap @ jnp.linalg.solve(spread, gap) + jnp.linalg.slogdet(spread)[1])
-        left = cov - gain @ spread @ gain.T
-        return jnp.concatenate([mean + gain @ gap, left.ravel(), value[None]])
-
-    rule = ascent.build()
-
-    def on(carry: Any, at: Any) -> Any:
-        params, state, slopes, inner = carry
-        t, y = at
-        after = step(params, state, y)
-        own, through = jax.jacfwd(step, (0, 1))(params, state, y)
-        slopes = own + through @ slopes
-        change, moved = rule.update(-slopes[-1], inner, params)
-        pick = lambda new, old: jnp.where(t >= ascent.burn_in, new, old)  # noqa: E731 - one line
-        params = pick(optax.apply_updates(params, change), params)
-        return (params, after[:-1], slopes[:-1], jax.tree.map(pick, moved, inner)), params
-
-    params = jnp.concatenate([START["move"], START["seen"]])
-    # one transition before the first observation, which a stationary start would not tell
-    state = jnp.concatenate([jnp.zeros(2), eye.ravel()])
-    carry = (params, state, jnp.zeros((6, 4)), rule.init(params))
-    times = jnp.arange(len(ys))
-    return np.asarray(jax.jit(lambda c, x: jax.lax.scan(on, c, x))(carry, (times, ys))[1])
-
-
 def parameters(*, quick: bool = False) -> Section:
     """Row E."""
     length = 50 if quick else 3_000
@@ -194,8 +156,9 @@ def parameters(*, quick: bool = False) -> Section:
         start = np.random.default_rng(50 + seed).uniform(0.5, 1.0, size=(2, 2))
         START.update(move=start[0], seen=start[1])
         ours = sk.OnlineVariational(filter="diagonal", num_steps=100, num_paths=2)
-        paths = {"exact recursive maximum likelihood": recursive_likelihood(ours.ascent, ys)}
+        paths = {}
         for name, engine in {
+            "exact recursive maximum likelihood": sk.RecursiveLikelihood(sk.Kalman(), ours.ascent),
             "default": ours,
             "one step": dataclasses.replace(ours, value=None, score=None),
         }.items():

@@ -37,6 +37,7 @@ from ssmkit.engines.options import optimizer as optimizer
 from ssmkit.engines.particle_metropolis_hastings import (
     ParticleMetropolisHastings as ParticleMetropolisHastings,
 )
+from ssmkit.engines.recursive_likelihood import RecursiveLikelihood as RecursiveLikelihood
 from ssmkit.engines.sixo import SIXO as SIXO
 from ssmkit.engines.smc import SMC as SMC
 from ssmkit.engines.unscented_kalman import UnscentedKalman as UnscentedKalman

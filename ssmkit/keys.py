@@ -26,6 +26,7 @@ PURPOSES = {
     "alarm": 9,
     "replicates": 10,
     "renewal": 11,
+    "smoothing": 12,
 }
 
 

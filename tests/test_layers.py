@@ -39,6 +39,7 @@ ENGINES = (
     "sixo",
     "online_variational",
     "guided_smc",
+    "recursive_likelihood",
 )
 # Upward imports inside functions: the conveniences of a posterior, which anyone may delete, and
 # what would make a circle. Whoever adds one here says why.

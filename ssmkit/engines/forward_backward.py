@@ -20,6 +20,7 @@ from ssmkit.hidden_markov import (
     log_initial_vector,
     predict,
     step,
+    window_paths,
 )
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.observation import Mask
@@ -110,7 +111,10 @@ class ForwardBackward:
         """The first step of a stream: what it carries, and what the step told."""
         ys, us, masks = jax.tree.map(lambda a: a[None], (y, u, mask))
         state, steps = filter_finite(finite_kernel(model, us), ys, us, masks, keep=True)
-        return state, _told(jax.tree.map(lambda a: a[0], steps))
+        steps: Any = steps
+        # no step has led here: of transitions that change there are none
+        only = jax.tree.map(lambda a: a[0], steps._replace(log_transition=None))
+        return state, _told(only)
 
     def advance(
         self,
@@ -130,6 +134,13 @@ class ForwardBackward:
     def read(self, model: StateSpaceModel, carry: FiniteState, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
         return {"filtered": Categorical(carry.belief), "log_evidence": carry.log_evidence}
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: FiniteState, times: Array, us: Inputs
+    ) -> Categorical:
+        """Beliefs about the last states of a stream, from what it carried at each."""
+        paths = window_paths(finite_kernel(model, us), carries, times, us)
+        return Categorical(paths.marginals())
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

@@ -11,10 +11,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Belief
+from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.online_series import run_series
 from ssmkit.engines.options import short_repr
-from ssmkit.engines.particle_parts import begin_cloud, parts_of, read_cloud, scheme_of, told_of
+from ssmkit.engines.particle_parts import (
+    begin_cloud,
+    parts_of,
+    read_cloud,
+    scheme_of,
+    smooth_clouds,
+    told_of,
+)
 from ssmkit.engines.smc_checks import check_cloud_options
 from ssmkit.errors import OptionError
 from ssmkit.learned.forward import Forward, draw_forward, forward
@@ -196,6 +203,12 @@ class GuidedSMC:
     def read(self, model: StateSpaceModel, carry: Carry, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
         return read_cloud(_cloud(carry))
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: Carry, times: Array, us: Inputs
+    ) -> Particles:
+        """Beliefs about the last states of a stream, from what it carried at each."""
+        return smooth_clouds(self, key, model, carries.cloud, times, us)
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

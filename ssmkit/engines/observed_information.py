@@ -104,11 +104,11 @@ def estimate(objective: Objective, sites: dict[str, Site], optimum: Optimum) -> 
 def point_estimates(
     sites: dict[str, Site], values: dict[str, PyTree], log_prior: float, warnings: tuple[str, ...]
 ) -> Estimates:
-    """A table without standard errors, for what ascended a bound that is an estimate."""
+    """A table without standard errors, for what ascended by estimates of a gradient."""
     flat = np.asarray(ravel_pytree(values)[0])
     unknown = np.full(flat.size, np.nan)
     names = tuple(scalar_names({n: s.value for n, s in sites.items()}))
-    said = ("no standard errors: the parameters ascended a bound, by a noisy gradient", *warnings)
+    said = ("no standard errors: the parameters ascended by a noisy gradient", *warnings)
     return Estimates(names, flat, unknown, unknown, unknown, said, None, None, log_prior)
 
 

@@ -37,7 +37,7 @@ def check_options(engine: Any) -> None:
                 expected=list(known),
             )
     if engine.ascent is not None:
-        _check_ascent(engine.ascent)
+        check_ascent(engine, "sk.StochasticAscent(), or None to hold them")
     for name in ("value", "score"):
         part = getattr(engine, name)
         if part is not None and not hasattr(part, "fit"):
@@ -54,12 +54,18 @@ def check_options(engine: Any) -> None:
         )
 
 
-def _check_ascent(ascent: Any) -> None:
+def check_ascent(engine: Any, expected: str) -> None:
+    """Refuse an ascent that cannot be; ``expected`` says what can.
+
+    Raises:
+        OptionError: says which of its options.
+    """
+    ascent = engine.ascent
     if not isinstance(ascent, StochasticAscent):
         raise OptionError(
-            "sk.OnlineVariational: ascent says how parameters are learned.",
+            f"sk.{type(engine).__name__}: ascent says how parameters are learned.",
             got=repr(ascent),
-            expected="sk.StochasticAscent(), or None to hold them",
+            expected=expected,
         )
     check_counts(ascent, {"burn_in": 0})
     possible = {

@@ -132,7 +132,8 @@ class Learning(NamedTuple):
     Attributes:
         params: unconstrained.
         state: of the optimiser.
-        score: the carried score, of the state in units of the filter.
+        score: what is carried of the score: of the state, in units of the filter; or, of filters
+            that are differentiated, the slopes of what they carry.
         increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
         count: observations of this series so far.
     """
@@ -185,9 +186,16 @@ def learn(
         increment = increment + jnp.mean(earlier - again, axis=0)
         scores = scores + earlier
     score: Fitted = settings.carried_score.fit(noise, scores - jnp.mean(scores, axis=0))
-    params, state = _stepped(settings.ascent, model, learning, increment)
-    learned = Learning(params, state, score, increment, learning.count + 1)
+    learned = ascend(settings.ascent, model, learning, increment, score)
     return done._replace(carried=done.carried._replace(learning=learned))
+
+
+def ascend(
+    ascent: StochasticAscent, model: Adaptive, learning: Learning, increment: Array, score: Any
+) -> Learning:
+    """Step along the score of one observation, and hold what is carried of the score."""
+    params, state = _stepped(ascent, model, learning, increment)
+    return Learning(params, state, score, increment, learning.count + 1)
 
 
 def _stepped(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Belief, Gaussian
 from ssmkit.engines.online_learning import model_now
 from ssmkit.engines.online_paths import BackwardPaths
+from ssmkit.engines.online_points import by_time
 from ssmkit.engines.online_step import Carried, Outcome
 from ssmkit.learned.backward import Filter, Kernel
 from ssmkit.models.base import StateSpaceModel, input_at
@@ -101,14 +101,8 @@ def infer_series(
     if told.carried is not None:
         parts["carries"] = told.carried._asdict()
     if told.params is not None:
-        return parts | {"steps": _learned(model, told.params)}
+        return parts | {"steps": by_time(model, told.params)}
     bound = paths.bounds(bound_key, engine.num_paths, model, series)
     parts["log_evidence"] = jnp.mean(bound)
     parts["log_evidence_se"] = jnp.std(bound) / jnp.sqrt(bound.shape[0])
     return parts
-
-
-def _learned(model: Any, params: PyTree) -> dict[str, Array]:
-    """Parameters on their own scale, by time."""
-    values = jax.vmap(lambda one: dataclasses.replace(model, params=one).values())(params)
-    return {f"online {name}": value for name, value in values.items()}

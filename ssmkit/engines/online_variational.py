@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 
 from ssmkit import keys
 from ssmkit.beliefs import Belief, Gaussian, Particles
-from ssmkit.engines.observed_information import point_estimates
 from ssmkit.engines.online_checks import check_model, check_options
 from ssmkit.engines.online_learning import (
     Adaptive,
@@ -21,18 +20,18 @@ from ssmkit.engines.online_learning import (
     learn,
     model_now,
 )
+from ssmkit.engines.online_points import last_point, refuse_batch
 from ssmkit.engines.online_series import infer_series, run_series
 from ssmkit.engines.online_step import Carried, Outcome, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
-from ssmkit.errors import EngineError
 from ssmkit.learned.backward import Filter, residual, still
 from ssmkit.learned.regression import KernelRidge, Nothing, Polynomial
 from ssmkit.learned.starts import LinearisedStart, PredictedStart, nearest
 from ssmkit.linalg import cholesky_psd
 from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
-from ssmkit.models.programs import Program, build_with_prior, free_sites
-from ssmkit.posterior import Data, Draws, Posterior
+from ssmkit.models.programs import Program
+from ssmkit.posterior import Data, Posterior
 from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import forecast
 from ssmkit.smc.lineage import first_lineage
@@ -175,23 +174,12 @@ class OnlineVariational:
     def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
         """Filter, smooth, and learn what is free; called by `infer`."""
         model = self.model_of(target)
-        if isinstance(model, Adaptive) and options.batched:
-            raise EngineError(
-                "parameters are learned from one series as it comes.",
-                got="a batch of series",
-                expected="one series",
-                fix="sk.SIXO or sk.GradientFit for parameters that many series share",
-            )
+        if isinstance(model, Adaptive):
+            refuse_batch(options)
         parts = run_states(self, keys.purpose(key, "time"), model, data, options)
         parts.pop("carries", None)
         if isinstance(model, Adaptive):
-            params = jax.tree.map(lambda a: a[0], parts["carry"].learning.params)
-            learned = dataclasses.replace(model, params=params)
-            values, model = learned.values(), learned.built()
-            one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
-            parts["params"] = Draws(one, jnp.zeros((1, 1)))
-            log_prior = float(build_with_prior(target, values)[1])
-            parts["estimates"] = point_estimates(free_sites(target), values, log_prior, ())
+            model = last_point(target, model, parts)
         check_finite(parts, self, throw=options.throw)
         of = "data given parameters"
         return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)

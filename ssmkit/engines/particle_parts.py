@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, Particles
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.engines.smc_checks import require_density
+from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Cloud, StepReport
 from ssmkit.smc.filter import floating_type, particles_like, states_of, step_diagnostics
 from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
 from ssmkit.smc.recipes import Proposed
 from ssmkit.smc.resampling import SCHEMES, Scheme, multinomial
-from ssmkit.smc.smoothers import ParticlePaths
-from ssmkit.typing import Inputs, Key, Scalar
+from ssmkit.smc.smoothers import ParticlePaths, window_marginals
+from ssmkit.smc.started import started
+from ssmkit.typing import Array, Inputs, Key, Scalar
 
 
 def scheme_of(engine: Any) -> Scheme:
@@ -85,6 +87,27 @@ def told_of(report: StepReport) -> dict[str, Any]:
         "log_likelihood": report.log_likelihood,
         "diagnostics": {"ess": report.ess, "resampled": report.resampled},
     }
+
+
+def smooth_clouds(
+    engine: Any, key: Key, model: StateSpaceModel, clouds: Cloud, times: Array, us: Inputs
+) -> Particles:
+    """Beliefs about the last states of a stream, by backward sampling whatever the smoother.
+
+    Args:
+        engine: says how many paths are drawn.
+        key: random key.
+        model: the model.
+        clouds: what the stream carried after each of the steps, with leading axis ``n``.
+        times: of these steps.
+        us: their inputs, or None.
+
+    Raises:
+        SingularTransitionError: the transition has no density.
+    """
+    require_density(f"smoothing a stream by {engine!r}", started(model, input_at(us, 0)), us)
+    history = (states_of(clouds.particles), clouds.log_weights)
+    return window_marginals(key, model, history, times, us, engine.num_paths)
 
 
 def begin_cloud(

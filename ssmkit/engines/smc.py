@@ -9,9 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.beliefs import Belief
+from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.options import short_repr
-from ssmkit.engines.particle_parts import begin_cloud, parts_of, read_cloud, scheme_of, told_of
+from ssmkit.engines.particle_parts import (
+    begin_cloud,
+    parts_of,
+    read_cloud,
+    scheme_of,
+    smooth_clouds,
+    told_of,
+)
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.feynman_kac import Cloud
@@ -171,6 +178,12 @@ class SMC:
     def read(self, model: StateSpaceModel, carry: Cloud, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the log evidence so far, in nats."""
         return read_cloud(carry)
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: Cloud, times: Array, us: Inputs
+    ) -> Particles:
+        """Beliefs about the last states of a stream, from what it carried at each."""
+        return smooth_clouds(self, key, model, carries, times, us)
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

@@ -17,6 +17,7 @@ from ssmkit.hidden_markov.filter import step as step
 from ssmkit.hidden_markov.filter import update as update
 from ssmkit.hidden_markov.paths import CategoricalPaths as CategoricalPaths
 from ssmkit.hidden_markov.paths import categorical_paths as categorical_paths
+from ssmkit.hidden_markov.paths import window_paths as window_paths
 from ssmkit.hidden_markov.terms import FiniteKernel as FiniteKernel
 from ssmkit.hidden_markov.terms import finite_kernel as finite_kernel
 from ssmkit.hidden_markov.terms import finite_terms as finite_terms

@@ -9,9 +9,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ssmkit.hidden_markov.filter import FiniteStep
-from ssmkit.hidden_markov.terms import FiniteKernel, log_sum_exp
-from ssmkit.typing import Array, Float, Int, Key
+from ssmkit.hidden_markov.filter import FiniteState, FiniteStep
+from ssmkit.hidden_markov.terms import FiniteKernel, log_sum_exp, log_transition_matrix
+from ssmkit.typing import Array, Float, Inputs, Int, Key
 
 
 class CategoricalPaths(eqx.Module):
@@ -93,6 +93,28 @@ def categorical_paths(kernel: FiniteKernel, steps: FiniteStep) -> CategoricalPat
     constant, changing = kernel.log_transition, steps.log_transition
     matrix: Any = changing if constant is None else constant
     return CategoricalPaths(steps.predicted, steps.filtered, steps.log_emission, matrix)
+
+
+def window_paths(
+    kernel: FiniteKernel, states: FiniteState, times: Int[Array, " n"], us: Inputs
+) -> CategoricalPaths:
+    """The joint law of the last states, given all that the last one has seen.
+
+    Args:
+        kernel: the filter.
+        states: what it carried after each of the steps, with leading axis ``n``.
+        times: of these steps.
+        us: their inputs, or None.
+    """
+    filtered = states.belief
+    matrix = kernel.log_transition
+    if matrix is None:
+        at = jax.tree.map(lambda a: a[1:], (times, us))
+        matrix = jax.vmap(lambda t, u: log_transition_matrix(kernel, t, u))(*at)
+    ahead = log_sum_exp(filtered[:-1, :, None] + matrix, axis=1)
+    predicted = jnp.concatenate([filtered[:1], ahead])
+    # what was observed stands in the filtered beliefs
+    return CategoricalPaths(predicted, filtered, jnp.zeros_like(filtered), matrix)
 
 
 def _scan(

@@ -24,7 +24,7 @@ from ssmkit.kalman.run import (
     log_likelihood,
     predicted_observations,
 )
-from ssmkit.kalman.smoother import backward_kernels
+from ssmkit.kalman.smoother import backward_kernels, window_paths
 from ssmkit.linalg import cholesky_psd
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.observation import Mask
@@ -133,6 +133,14 @@ class GaussianEngine(abc.ABC):
         """The belief about the present state, and the log evidence so far, in nats."""
         kernel = self._kernel(model, carry.means, jax.tree.map(lambda a: a[None], u))
         return {"filtered": _belief(kernel, carry), "log_evidence": log_evidence_of(carry)}
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: Any, times: Array, us: Inputs
+    ) -> Gaussian:
+        """Beliefs about the last states of a stream, from what it carried at each."""
+        kernel = self._kernel(model, carries.means, us)
+        paths = window_paths(kernel, carries, times, us)
+        return Gaussian(*paths.marginals(), kernel.event_shape)
 
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""

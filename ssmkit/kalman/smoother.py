@@ -10,16 +10,18 @@ Source: Rauch, Tung and Striebel (1965); gains and covariances by orthogonal pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ssmkit.kalman.affine import AffineGaussian
 from ssmkit.kalman.diffuse import FlatPosterior, flat_posterior, resolve
-from ssmkit.kalman.filter import GaussianKernel, GaussianStep
+from ssmkit.kalman.filter import GaussianKernel, GaussianState, GaussianStep, predict
 from ssmkit.linalg import cholesky_psd
 from ssmkit.models.distributions import square_factor
-from ssmkit.typing import Array, Float, Key
+from ssmkit.typing import Array, Float, Inputs, Int, Key
 
 
 class GaussianPaths(eqx.Module):
@@ -109,6 +111,36 @@ class GaussianPaths(eqx.Module):
 
 def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPaths:
     """Turn a kept filter history into the joint law of the path."""
+    ahead, transition = jax.tree.map(lambda a: a[1:], (steps.predicted, steps.transition))
+    return _chain(kernel, steps.filtered, ahead, transition, steps.gram[-1])
+
+
+def window_paths(
+    kernel: GaussianKernel, states: GaussianState, times: Int[Array, " n"], us: Inputs
+) -> GaussianPaths:
+    """The joint law of the last states, given all that the last one has seen.
+
+    Args:
+        kernel: the filter.
+        states: what it carried after each of the steps, with leading axis ``n``.
+        times: of these steps.
+        us: their inputs, or None.
+    """
+    before = jax.tree.map(lambda a: a[:-1], states)
+    at = jax.tree.map(lambda a: a[1:], (times, us))
+    ahead, transition = jax.vmap(lambda state, t, u: predict(kernel, state, t, u))(before, *at)
+    filtered, predicted = ((s.means, s.spread) for s in (states, ahead))
+    return _chain(kernel, filtered, predicted, transition, states.evidence[0].gram[-1])
+
+
+def _chain(
+    kernel: GaussianKernel,
+    filtered: tuple[Array, Array],
+    ahead: tuple[Array, Array],
+    transition: AffineGaussian | None,
+    gram: Array,
+) -> GaussianPaths:
+    """Backward kernels from filtered beliefs and the predictions after all but the last."""
     cov = kernel.form.covariance
 
     def one(before: tuple, ahead: tuple, transition: AffineGaussian) -> tuple[Array, Array, Array]:
@@ -119,16 +151,12 @@ def backward_kernels(kernel: GaussianKernel, steps: GaussianStep) -> GaussianPat
         gain, rest = _regress(past, future)
         return gain, before[0] - gain @ ahead[0], rest @ rest.T
 
-    before = jax.tree.map(lambda a: a[:-1], steps.filtered)
-    ahead = jax.tree.map(lambda a: a[1:], steps.predicted)
-    if kernel.transition is None:
-        transition, axis = jax.tree.map(lambda a: a[1:], steps.transition), 0
-    else:
-        transition, axis = kernel.transition[0], None
-    gain, offset, noise = jax.vmap(one, in_axes=(0, 0, axis))(before, ahead, transition)
-    last = (steps.filtered[0][-1], cov(steps.filtered[1][-1]))
-    flat = flat_posterior(steps.gram[-1])
-    return GaussianPaths(gain, offset, noise, last, flat, kernel.event_shape)
+    before, last = (jax.tree.map(lambda a, at=at: a[at], filtered) for at in (slice(-1), -1))
+    used: Any = transition if kernel.transition is None else kernel.transition[0]
+    axis = 0 if kernel.transition is None else None
+    gain, offset, noise = jax.vmap(one, in_axes=(0, 0, axis))(before, ahead, used)
+    end = (last[0], cov(last[1]))
+    return GaussianPaths(gain, offset, noise, end, flat_posterior(gram), kernel.event_shape)
 
 
 def _regress(past: Float[Array, "D k"], future: Float[Array, "D k"]) -> tuple[Array, Array]:

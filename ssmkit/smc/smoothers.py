@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -112,9 +113,7 @@ class ParticlePaths(eqx.Module):
             return log_density(here.transition(x, u), x_after)
 
         if self.method == "backward":
-            # particles outside, paths inside: the laws are made once for each particle
-            pairs = jax.vmap(jax.vmap(log_transition, (None, 0)), (0, None))(before, after)
-            return draw_columns(key, log_weights[:, None] + pairs)
+            return _draw_before(key, log_transition, before, log_weights, after)
         start = self.ancestors[t + 1][index]
         each = jax.vmap(log_transition)
         return _independent_moves(
@@ -155,6 +154,56 @@ class ParticlePaths(eqx.Module):
 
         index = jax.lax.fori_loop(0, min(self.lag, length - 1), back, index)
         return index, self.log_weights[ends]
+
+
+def window_marginals(
+    key: Key,
+    model: StateSpaceModel,
+    history: tuple[Array, Float[Array, "n N"]],
+    times: Int[Array, " n"],
+    us: Inputs,
+    num_paths: int,
+) -> Particles:
+    """Marginals of the last states by backward sampling, from the clouds of a stream.
+
+    Args:
+        key: random key.
+        model: the model, whose transition has a density.
+        history: states ``(n, N, *state)`` and filtered log weights.
+        times: of these clouds.
+        us: their inputs, or None.
+        num_paths: number of paths drawn.
+    """
+    states, log_weights = history
+    last_key, back_key = jax.random.split(key)
+    last = states[-1][draw_index(last_key, log_weights[-1], num_paths)]
+
+    def back(after: Array, at: tuple) -> tuple[Array, Array]:
+        before, log_weights, (t, u), step_key = at
+        here = model.at(t)
+        log_transition = lambda x, x_after: log_density(here.transition(x, u), x_after)  # noqa: E731
+        x = before[_draw_before(step_key, log_transition, before, log_weights, after)]
+        return x, x
+
+    into = jax.tree.map(lambda a: a[1:], (times, us))
+    step_keys = jax.random.split(back_key, len(times) - 1)
+    clouds = (states[:-1], log_weights[:-1], into, step_keys)
+    earlier = jax.lax.scan(back, last, clouds, reverse=True)[1]
+    values = jnp.concatenate([earlier, last[None]])
+    return Particles(values, jnp.zeros(values.shape[:2], log_weights.dtype), states.shape[2:])
+
+
+def _draw_before(
+    key: Key,
+    log_transition: Callable[[Array, Array], Array],
+    before: Array,
+    log_weights: Float[Array, " N"],
+    after: Array,
+) -> Int[Array, " n"]:
+    """For each state after, a particle before it, by weight times transition density."""
+    # particles outside, paths inside: the laws are made once for each particle
+    pairs = jax.vmap(jax.vmap(log_transition, (None, 0)), (0, None))(before, after)
+    return draw_columns(key, log_weights[:, None] + pairs)
 
 
 def trace_back(ancestors: Int[Array, "T N"], last: Int[Array, " n"]) -> Int[Array, "T n"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -20,6 +21,7 @@ from ssmkit.stream.intake import Spec, spec_of
 from ssmkit.stream.listen import new_alarm
 from ssmkit.stream.packed import Packed
 from ssmkit.stream.setup import DRAWS, ONE, SERIES, Setup, State, partition
+from ssmkit.stream.window import Kept, Window
 from ssmkit.typing import Array, Key, PyTree
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Source:
         evidence_of: of what the log evidence is.
         observation_names: names of the coordinates of an observation, or None.
         run_length: the least mean number of steps to a false alarm; None for no alarm.
+        lag: number of steps before the last whose states can be smoothed.
     """
 
     engine: Any
@@ -53,6 +56,7 @@ class Source:
     evidence_of: str
     observation_names: tuple[str, ...] | None
     run_length: float | None = None
+    lag: int = 0
 
     @property
     def lanes(self) -> str:
@@ -101,6 +105,7 @@ class Seen:
         last: log evidence so far, and diagnostics of the last step; see `report`.
         dates: of the last observations that had some, or None.
         undated: number of observations since.
+        window: what is kept of the last steps.
     """
 
     state: State
@@ -109,10 +114,32 @@ class Seen:
     last: dict[str, Any] | Packed = dataclasses.field(default_factory=dict)
     dates: pd.Index | None = None
     undated: int = 0
+    window: Window = dataclasses.field(default_factory=deque)
+
+    @property
+    def lag(self) -> int:
+        """Number of steps before the last that are kept."""
+        return (self.window.maxlen or 1) - 1
 
     def report(self) -> dict[str, Any]:
         """`last` by name; waits for the step that made it."""
         return self.last.unpack() if isinstance(self.last, Packed) else self.last
+
+
+def describe(source: Source, seen: Seen) -> str:
+    """Engine, model, how much was seen and what it is worth, in a few lines."""
+    program = getattr(source.model, "program", None)
+    model = type(source.model).__name__ if program is None else f"{program!r}, learning"
+    if source.num_draws is not None:
+        model += f" at {source.num_draws} parameter draws"
+    value = np.asarray(seen.report().get("log_evidence", np.zeros(source.lead)))
+    shown = f"{float(value):.4f}" if value.ndim == 0 else f"{value.size} values"
+    return (
+        f"Stream by {source.engine!r}\n"
+        f"  model: {model}" + (f", {value.size} series" if value.ndim else "") + "\n"
+        f"  seen: {seen.time} steps, {int(np.sum(seen.state.skipped))} skipped\n"
+        f"  log evidence: {shown} nats ({source.evidence_kind}, of {source.evidence_of})"
+    )
 
 
 def check_engine(engine: Any) -> None:
@@ -144,7 +171,12 @@ def check_engine(engine: Any) -> None:
 
 
 def at_nothing(
-    key: Key, engine: Any, model: Any, num_series: int | None, run_length: float | None
+    key: Key,
+    engine: Any,
+    model: Any,
+    num_series: int | None,
+    run_length: float | None,
+    lag: int,
 ) -> tuple[Source, Seen]:
     """A stream that has seen nothing yet."""
     is_count = isinstance(num_series, int) and not isinstance(num_series, bool) and num_series > 0
@@ -152,13 +184,19 @@ def at_nothing(
         raise OptionError("num_series is no number of series.", got=num_series, expected="≥ 1")
     kind, of = engine.evidence_kind, "data given parameters"
     names = model.observation_names
-    source = Source(engine, model, key, num_series, None, kind, of, names, run_length)
+    source = Source(engine, model, key, num_series, None, kind, of, names, run_length, lag)
     skipped = jnp.zeros(source.lead, jnp.int32)
-    return source, Seen(State(jnp.asarray(0), None, None, None, skipped))
+    state = State(jnp.asarray(0), None, None, None, skipped)
+    return source, Seen(state, window=deque(maxlen=lag + 1))
 
 
 def at_posterior(
-    key: Key, engine: Any, posterior: Posterior, num_series: int | None, run_length: float | None
+    key: Key,
+    engine: Any,
+    posterior: Posterior,
+    num_series: int | None,
+    run_length: float | None,
+    lag: int,
 ) -> tuple[Source, Seen]:
     """A stream that goes on at the last time of a posterior, with its parameters.
 
@@ -180,7 +218,7 @@ def at_posterior(
         # parameters go on from where they are
         point = jax.tree.map(lambda a: a[0], posterior.params.flat())
         model = engine.model_of(posterior.target, point)
-    source = Source(engine, model, key, None, num_draws, kind, of, names, run_length)
+    source = Source(engine, model, key, None, num_draws, kind, of, names, run_length, lag)
     row, u = np.asarray(data.ys[:1]), jax.tree.map(lambda a: a[:1], data.us)
     spec = spec_of(engine, source.one_model, row, u, 1, begun=True)
     carry = _carry(key, engine, posterior, model)
@@ -199,7 +237,10 @@ def at_posterior(
     skipped = jnp.zeros((), jnp.int32)
     state = State(jnp.asarray(time), carry, log_weights, evidence, skipped, alarm)
     state = jax.tree.map(lambda a: jnp.asarray(a).astype(a.dtype), state)  # no weak types
-    return source, Seen(state, time, spec, {"log_evidence": now}, data.labels.times)
+    last = jax.tree.map(lambda a: np.asarray(a[-1]), data.us)
+    window = deque([Kept(state.carry, last)] if lag else [], lag + 1)
+    dates = data.labels.times
+    return source, Seen(state, time, spec, {"log_evidence": now}, dates, window=window)
 
 
 def draw_of(tree: PyTree, index: int) -> PyTree:

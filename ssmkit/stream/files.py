@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def write_stream(
     from ssmkit.serialise import write_tree
 
     held = _fields(seen) | {"state": seen.state._asdict(), "last": seen.report()}
+    held["window"] = tuple(seen.window)
     held["spec"] = None if seen.spec is None else _fields(seen.spec)
     return write_tree({"source": _fields(source), "seen": held}, path, kind="stream", note=note)
 
@@ -42,8 +44,10 @@ def read_stream(path: str | Path, using: Iterable[Any]) -> tuple[Source, Seen]:
     held = read_tree(path, kind="stream", using=using)
     seen = held["seen"]
     spec = None if seen["spec"] is None else Spec(**seen["spec"])
-    seen |= {"state": State(**seen["state"]), "spec": spec}
-    return Source(**held["source"]), Seen(**seen)
+    source = Source(**held["source"])
+    window = deque(seen.get("window", ()), maxlen=source.lag + 1)  # older files have none
+    seen |= {"state": State(**seen["state"]), "spec": spec, "window": window}
+    return source, Seen(**seen)
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def require_same(here: Source, there: Source) -> None:
         SaveError: says what differs.
     """
     names = ("engine", "num_series", "num_draws", "evidence_kind", "evidence_of", "run_length")
-    for name in names:
+    for name in (*names, "lag"):
         if getattr(here, name) != getattr(there, name):
             raise _differs(name, getattr(here, name), getattr(there, name))
     if partition(here.model)[1:] != partition(there.model)[1:]:

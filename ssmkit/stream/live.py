@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ssmkit.alarm import Alarm, read_alarm
+from ssmkit.alarm import Alarm
 from ssmkit.beliefs import Belief, Labels
-from ssmkit.errors import NotComputed, OptionError, ShapeError
-from ssmkit.forecast import Forecast, future_times
-from ssmkit.stream.begin import Seen, Source
+from ssmkit.errors import OptionError, ShapeError
+from ssmkit.forecast import Forecast
+from ssmkit.stream.begin import Seen, Source, describe
+from ssmkit.stream.dates import dates_ahead, take_dates
 from ssmkit.stream.files import read_stream, require_same, write_stream
 from ssmkit.stream.stepper import Stepper
 from ssmkit.typing import Inputs, PyTree
@@ -120,12 +121,8 @@ class Stream:
                 fix="stream.update(y) for one observation",
             )
         beliefs = self._stepper.step("many", ys, us, observed, (shape[axis],))
-        dates = getattr(ys, "index", None) if hasattr(ys, "to_numpy") else None
-        if dates is None:
-            seen.undated += shape[axis]
-            return beliefs
-        seen.dates, seen.undated = dates, 0
-        return beliefs.labelled(Labels(dates, beliefs.labels.names))
+        dates = take_dates(seen, ys, shape[axis])
+        return beliefs if dates is None else beliefs.labelled(Labels(dates, beliefs.labels.names))
 
     def predict(self, num_steps: int, us: Inputs = None) -> Forecast:
         """Forecast the next states and observations; the stream stays where it is.
@@ -157,14 +154,38 @@ class Stream:
         refuse_tracers("Stream.predict", us)
         source, seen = self._stepper.source, self._stepper.seen
         parts = self._stepper.predict(num_steps, us)
-        times = future_times(seen.dates, seen.undated + num_steps)
-        if times is not None and seen.dates is not None:
-            times = times[seen.undated :].rename(seen.dates.name)
-        names = source.one_model.state_names
+        times, names = dates_ahead(seen, num_steps), source.one_model.state_names
         return Forecast(
             parts["states"].labelled(Labels(times, names)),
             parts["observations"].labelled(Labels(times, source.observation_names)),
         )
+
+    def smoothed(self) -> Belief:
+        """Look back: beliefs about the last states, given all that was seen since.
+
+        An update with ``lag=`` costs a few microseconds more; the backward pass is made here. By
+        particles it draws paths backward, whatever the ``smoother`` of the engine. Where
+        parameters are learned, it is by those that stand now.
+
+        Returns:
+            The beliefs at the last ``lag + 1`` times, or as many as were seen (a posterior that
+            was gone on from counts with its last), with the axis of time (of a bank ``(B, n)``) in
+            front; dated, where the observations were. In a bank the times before a series began
+            are nan.
+
+        Raises:
+            NotComputed: the stream keeps no past, or nothing has been seen yet.
+            SingularTransitionError: particles, and a transition without a density.
+
+        Example:
+            >>> import ssmkit as sk
+            >>> nile, model = sk.data.load("nile"), sk.models.LocalLevel(1469.0, 15099.0)
+            >>> flow = sk.stream(0, sk.Kalman(), model, lag=20)
+            >>> beliefs = flow.update_many(nile)
+            >>> flow.smoothed().to_frame().round(1)["mean"].tail(2).tolist()
+            [804.1, 798.4]
+        """
+        return self._stepper.smoothed()
 
     @property
     def time(self) -> int:
@@ -198,13 +219,7 @@ class Stream:
             >>> list(flow.params)
             ['size']
         """
-        source, seen = self._stepper.source, self._stepper.seen
-        if not hasattr(source.model, "values") or seen.spec is None:
-            raise NotComputed(
-                "this stream has learned no parameters.",
-                fix="sk.stream(key, sk.OnlineVariational(), program), and an update",
-            )
-        return source.engine.model_now(source.model, seen.state.carry).values()
+        return self._stepper.params()
 
     @property
     def evidence_kind(self) -> str:
@@ -256,15 +271,7 @@ class Stream:
         Source: J. Shin, A. Ramdas and A. Rinaldo (2023), E-detectors: a nonparametric framework
         for sequential change detection.
         """
-        run_length = self._stepper.source.run_length
-        if run_length is None:
-            raise NotComputed(
-                "this stream has no alarm.", fix="sk.stream(key, engine, target, run_length=1000)"
-            )
-        state = self._stepper.seen.state.alarm
-        if state is None:
-            raise NotComputed("nothing has been seen yet.", fix="stream.update(y) first")
-        return read_alarm(state, run_length)
+        return self._stepper.alarm()
 
     def save(self, path: str | Path) -> Path:
         """Write the stream to one file, at once and with all it needs to go on: data, never code.
@@ -312,19 +319,7 @@ class Stream:
 
     def __repr__(self) -> str:
         """Say engine, model, how much was seen and what it is worth."""
-        source = self._stepper.source
-        program = getattr(source.model, "program", None)
-        model = type(source.model).__name__ if program is None else f"{program!r}, learning"
-        if source.num_draws is not None:
-            model += f" at {source.num_draws} parameter draws"
-        value = np.asarray(self.log_evidence)
-        shown = f"{float(value):.4f}" if value.ndim == 0 else f"{value.size} values"
-        return (
-            f"Stream by {source.engine!r}\n"
-            f"  model: {model}" + (f", {value.size} series" if value.ndim else "") + "\n"
-            f"  seen: {self.time} steps, {int(np.sum(self._stepper.seen.state.skipped))} skipped\n"
-            f"  log evidence: {shown} nats ({self.evidence_kind}, of {self.evidence_of})"
-        )
+        return describe(self._stepper.source, self._stepper.seen)
 
 
 def _host(value: Any) -> Any:

@@ -23,6 +23,7 @@ from ssmkit.stream.listen import listen
 from ssmkit.stream.mixture import over_time
 from ssmkit.stream.packed import Packed, Shared, pack, share
 from ssmkit.stream.setup import DRAWS, SERIES, Fixed, Setup, State
+from ssmkit.stream.window import smooth
 from ssmkit.typing import Array, Bool, Inputs, PyTree, Scalar
 
 
@@ -33,6 +34,7 @@ class Compiled(NamedTuple):
     renew: Callable[..., Any]
     many: Callable[..., Any]
     ahead: Callable[..., Any]
+    smooth: Callable[..., Any]
 
 
 @lru_cache(maxsize=256)
@@ -41,8 +43,9 @@ def compiled(setup: Setup) -> Compiled:
     return Compiled(
         jax.jit(partial(single, setup)),
         jax.jit(partial(renew, setup)),
-        jax.jit(partial(many, setup)),
+        jax.jit(partial(many, setup), static_argnames="keep"),
         jax.jit(partial(ahead, setup), static_argnames="num_steps"),
+        jax.jit(partial(smooth, setup)),
     )
 
 
@@ -196,28 +199,56 @@ def renew(
 
 
 def many(
-    setup: Setup, fixed: Fixed, state: State, ys: Array, us: Inputs, mask: Array | None
-) -> tuple[State, dict[str, Any], Any]:
-    """A scan of `step`; beliefs have the axis of time, behind that of a bank's series."""
+    setup: Setup,
+    fixed: Fixed,
+    state: State,
+    ys: Array,
+    us: Inputs,
+    mask: Array | None,
+    *,
+    keep: int = 0,
+) -> tuple[State, dict[str, Any], Any, tuple[PyTree, ...]]:
+    """A scan of `step`; beliefs have the axis of time, behind that of a bank's series.
+
+    Returns:
+        The state, diagnostics of the last step, the beliefs, and what the engine carried after
+        each of the last ``keep`` steps.
+    """
     rows = (ys, us, mask)
     if setup.lanes == SERIES:
         rows = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), rows)
-    head = None
+    told, carries = [], []
+
+    def body(state: State, row: tuple, *, keeps: bool) -> tuple[State, tuple]:
+        state, *found = step(setup, fixed, state, *row)
+        return state, (found, state.carry if keeps else None)
+
     if state.carry is None:
-        state, *head = step(setup, fixed, state, *jax.tree.map(lambda a: a[0], rows))
+        state, found = body(state, jax.tree.map(lambda a: a[0], rows), keeps=True)
+        head, carry = jax.tree.map(lambda a: a[None], found)
+        told, carries = [head], [carry]
         rows = jax.tree.map(lambda a: a[1:], rows)
-
-    def body(state: State, row: tuple) -> tuple[State, list]:
-        state, *told = step(setup, fixed, state, *row)
-        return state, told
-
-    state, told = jax.lax.scan(body, state, rows)
-    if head is not None:
-        told = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), head, told)
+    # what is kept comes out of a loop of its own, so that no other carry is held
+    cut = max(rows[0].shape[0] - keep, 0)
+    for part, keeps in ((slice(cut), False), (slice(cut, None), True)):
+        piece = jax.tree.map(lambda a, part=part: a[part], rows)
+        if piece[0].shape[0] or not told:
+            state, (found, carry) = jax.lax.scan(partial(body, keeps=keeps), state, piece)
+            told, carries = [*told, found], [*carries, carry]
+    told = jax.tree.map(lambda *a: jnp.concatenate(a), *told)
     last, beliefs = jax.tree.map(lambda a: a[-1], told[0]), told[1]
     if setup.lanes == SERIES:
         beliefs = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), beliefs)
-    return state, last, over_time(beliefs)
+    return state, last, over_time(beliefs), _last_carries(carries, keep)
+
+
+def _last_carries(carries: list[PyTree], keep: int) -> tuple[PyTree, ...]:
+    """The last ``keep`` entries of stacks that follow each other; None where nothing was kept."""
+    each: list[PyTree] = []
+    for stack in carries:
+        length = next((a.shape[0] for a in jax.tree.leaves(stack)), 0)
+        each += [jax.tree.map(lambda a, i=i: a[i], stack) for i in range(length)]
+    return tuple(each[len(each) - keep :])
 
 
 def ahead(

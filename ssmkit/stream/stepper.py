@@ -8,13 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from ssmkit.beliefs import Belief
+from ssmkit.alarm import Alarm, read_alarm
+from ssmkit.beliefs import Belief, Labels, mix
 from ssmkit.errors import EngineError, NonFiniteError, NotComputed
 from ssmkit.stream.begin import Seen, Source
+from ssmkit.stream.dates import last_dates
 from ssmkit.stream.intake import Row, Spec, spec_of, take, take_inputs, take_slots
 from ssmkit.stream.packed import Shared
-from ssmkit.stream.setup import Fixed, partition
+from ssmkit.stream.setup import DRAWS, SERIES, Fixed, partition
 from ssmkit.stream.step import Compiled, compiled
+from ssmkit.stream.window import Kept, alive, cut, kept_steps, padded
 from ssmkit.typing import Inputs, PyTree
 
 
@@ -34,11 +37,17 @@ class Stepper:
             spec = spec_of(source.engine, source.one_model, y, u, len(lead), begun=False)
         row = take(spec, y, u, observed, lead)
         self.require_parameters(count)
-        after, last, belief = self._call(name, spec, row)
+        keep = min(count, source.lag + 1) if source.lag else 0
+        options = {"keep": keep} if keep and more else {}
+        after, last, belief, *carries = self._call(name, spec, row, options)
         if isinstance(belief, Shared):
             belief = belief.restore(after)
         seen.state, seen.last, seen.spec = after, last, spec
         seen.time += count
+        if keep:
+            carried = carries[0] if more else (after.carry,)
+            us = row[1] if more else jax.tree.map(lambda a: np.expand_dims(a, len(lead)), row[1])
+            seen.window.extend(kept_steps(carried, us, len(source.lead)))
         return belief
 
     def renew(self, new: Any, y: Any, u: PyTree, observed: Any) -> Belief:
@@ -57,13 +66,16 @@ class Stepper:
         told = self._functions.renew(self._fixed, self._renewal, seen.state, slots, *row)
         seen.state, seen.last, belief = told
         seen.time += 1
+        if source.lag:
+            us = jax.tree.map(np.array, row[1])
+            seen.window.append(Kept(seen.state.carry, us, slots))
         return belief.restore(seen.state)
 
-    def _call(self, name: str, spec: Spec, row: Row) -> tuple[Any, Any, Any]:
+    def _call(self, name: str, spec: Spec, row: Row, options: dict[str, int]) -> tuple[Any, ...]:
         if self.seen.spec is not None:
-            return getattr(self._functions, name)(self._fixed, self.seen.state, *row)
+            return getattr(self._functions, name)(self._fixed, self.seen.state, *row, **options)
         functions = compiled(self.source.setup(spec))
-        told = getattr(functions, name)(self._fixed, self.seen.state, *row)
+        told = getattr(functions, name)(self._fixed, self.seen.state, *row, **options)
         _require_start(told[0].carry)
         return told
 
@@ -79,6 +91,44 @@ class Stepper:
         us = take_inputs(spec, us, (*source.lead, num_steps))
         fixed = self._fixed._replace(key=source.lane_keys("forecasting"))
         return self._functions.ahead(fixed, self.seen.state, us, num_steps=num_steps)
+
+    def smoothed(self) -> Belief:
+        """Beliefs about the last states, given all that was seen."""
+        source, seen = self.source, self.seen
+        if not source.lag or not seen.window:
+            raise NotComputed(
+                "nothing has been seen yet." if source.lag else "this stream keeps no past.",
+                fix="stream.update(y) first" if source.lag else "sk.stream(…, lag=20)",
+            )
+        window, lanes = seen.window, source.lanes
+        fixed = self._fixed._replace(key=source.lane_keys("smoothing"))
+        told = self._functions.smooth(fixed, seen.state.t, *padded(window, source.lag + 1))
+        belief = cut(told, len(window), lanes, alive(window) if lanes == SERIES else None)
+        if lanes == DRAWS:
+            belief = mix(belief, seen.state.log_weights)
+        times = last_dates(seen, len(window))
+        return belief.labelled(Labels(times, source.one_model.state_names))
+
+    def params(self) -> dict[str, Any]:
+        """Parameters that are learned as data arrive, as they stand."""
+        source, seen = self.source, self.seen
+        if not hasattr(source.model, "values") or seen.spec is None:
+            raise NotComputed(
+                "this stream has learned no parameters.",
+                fix="sk.stream(key, sk.OnlineVariational(), program), and an update",
+            )
+        return source.engine.model_now(source.model, seen.state.carry).values()
+
+    def alarm(self) -> Alarm:
+        """The running alarm, as it stands."""
+        run_length, state = self.source.run_length, self.seen.state.alarm
+        if run_length is None:
+            raise NotComputed(
+                "this stream has no alarm.", fix="sk.stream(key, engine, target, run_length=1000)"
+            )
+        if state is None:
+            raise NotComputed("nothing has been seen yet.", fix="stream.update(y) first")
+        return read_alarm(state, run_length)
 
     def require_parameters(self, count: int) -> None:
         """Refuse steps for which the model has no parameters.

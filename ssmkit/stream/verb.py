@@ -14,6 +14,7 @@ from ssmkit.posterior import Posterior
 from ssmkit.stream.begin import at_nothing, at_posterior, check_engine
 from ssmkit.stream.files import read_stream
 from ssmkit.stream.live import Stream
+from ssmkit.stream.window import check_lag
 from ssmkit.typing import Key
 from ssmkit.validation import as_target, refuse_tracers
 
@@ -25,6 +26,7 @@ def stream(
     num_series: int | None = None,
     *,
     run_length: float | None = None,
+    lag: int = 0,
 ) -> Stream:
     """Take observations one at a time, by the step that `infer` scans.
 
@@ -40,6 +42,8 @@ def stream(
         run_length: raise `Stream.alarm` when the observations stop looking like what the model
             predicts, with this many steps or more to a false alarm, in the mean: 1000, say. None
             for no alarm.
+        lag: number of steps before the last that `Stream.smoothed` looks back on; what the engine
+            carried at each is held on to. 0 keeps nothing.
 
     Returns:
         A `Stream`.
@@ -49,7 +53,8 @@ def stream(
         EngineError: no state engine, the posterior of a batch, or an engine that cannot begin
             where the posterior ends.
         ParameterError: a program with free sites.
-        OptionError: an impossible number of series, or run length.
+        OptionError: an impossible number of series, run length or lag.
+        NotComputed: a lag for an engine that does not smooth a stream.
 
     Example:
         >>> import ssmkit as sk
@@ -69,12 +74,13 @@ def stream(
             expected="a number above 1, or None for no alarm",
             fix="run_length=1000",
         )
+    options = (num_series, run_length, check_lag(engine, lag))
     if isinstance(target, Posterior):
-        return Stream(*at_posterior(key, engine, target, num_series, run_length))
+        return Stream(*at_posterior(key, engine, target, *options))
     target = as_target(target)
     learns = hasattr(engine, "model_of")
     model = engine.model_of(target) if learns else _fixed_model(engine, target)
-    return Stream(*at_nothing(key, engine, model, num_series, run_length))
+    return Stream(*at_nothing(key, engine, model, *options))
 
 
 def load_stream(path: str | Path, using: Iterable[Any] = ()) -> Stream:
