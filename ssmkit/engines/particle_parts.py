@@ -10,13 +10,15 @@ import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, Particles
 from ssmkit.models.base import StateSpaceModel
+from ssmkit.smc.additive import Additive
 from ssmkit.smc.feynman_kac import Cloud, StepReport
 from ssmkit.smc.filter import floating_type, particles_like, states_of, step_diagnostics
+from ssmkit.smc.forward_smoothing import begun
 from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
-from ssmkit.smc.recipes import Proposed
+from ssmkit.smc.recipes import Proposed, Step
 from ssmkit.smc.resampling import SCHEMES, Scheme, multinomial
 from ssmkit.smc.smoothers import ParticlePaths
-from ssmkit.typing import Inputs, Key, Scalar
+from ssmkit.typing import Inputs, Key, PyTree, Scalar
 
 
 def scheme_of(engine: Any) -> Scheme:
@@ -32,6 +34,7 @@ def parts_of(
     model: StateSpaceModel,
     us: Inputs,
     run: tuple[Cloud, StepReport | None],
+    kept: str = "all",
 ) -> dict[str, Any]:
     """Evidence, beliefs per time and smoothed paths.
 
@@ -41,6 +44,7 @@ def parts_of(
         model: the model.
         us: inputs with leading axis ``T``, or None.
         run: the last cloud, and the history or None.
+        kept: "each" where the run may end at any of its times.
     """
     cloud, steps = run
     states = states_of(cloud.particles)
@@ -53,7 +57,7 @@ def parts_of(
         ),
         "final": Particles(states, cloud.log_weights, event),
         "carry": cloud,
-        "run": {"surviving_ancestors": num_survivors(cloud.lineage)},
+        "run": {"surviving_ancestors": num_survivors(cloud.lineage)} | _collected(cloud),
     }
     if steps is None:
         return parts
@@ -61,12 +65,14 @@ def parts_of(
         "log_likelihood": steps.log_likelihood,
         "predicted": Particles(steps.predicted_states, steps.predicted_log_weights, event),
         "filtered": Particles(steps.states, steps.log_weights, event),
-        "steps": step_diagnostics(steps),
+        "steps": step_diagnostics(steps) | _collected(steps, "running_additive"),
         "carries": {
             "particles": particles_like(cloud.particles, steps),
             "log_weights": steps.log_weights,
         },
     }
+    if kept == "each":
+        parts["carries"] |= {"collected": steps.collected}
     return parts | _smoothed(engine, key, model, us, steps)
 
 
@@ -83,8 +89,13 @@ def told_of(report: StepReport) -> dict[str, Any]:
     return {
         "predicted": Particles(report.predicted_states, report.predicted_log_weights, event),
         "log_likelihood": report.log_likelihood,
-        "diagnostics": {"ess": report.ess, "resampled": report.resampled},
+        "diagnostics": {"ess": report.ess, "resampled": report.resampled} | _collected(report),
     }
+
+
+def _collected(of: Cloud | StepReport, name: str = "additive") -> dict[str, Any]:
+    """The smoothed mean of an additive functional, where one is carried along."""
+    return {} if of.collected is None else {name: of.collected.mean()}
 
 
 def begin_cloud(
@@ -93,8 +104,10 @@ def begin_cloud(
     model: StateSpaceModel,
     belief: Belief,
     log_evidence: Scalar,
+    u: PyTree,
     *,
     proposed: bool,
+    additive: Additive | None = None,
 ) -> Cloud:
     """Equally weighted draws from a belief, for a filter with a proposal or without."""
     states = belief.sample(key, num_particles)
@@ -103,7 +116,12 @@ def begin_cloud(
     zeros = jnp.zeros(num_particles, dtype)
     particles = Proposed(states, zeros) if proposed else states
     evidence = (log_evidence.astype(dtype), jnp.zeros((), dtype))
-    return Cloud(particles, zeros, evidence, first_lineage(num_particles))
+    cloud = Cloud(particles, zeros, evidence, first_lineage(num_particles))
+    if additive is None:
+        return cloud
+    y = jax.eval_shape(lambda: model.at(0).emission(states[0], u).sample(key))
+    s = Step(0, jnp.zeros(y.shape, y.dtype), u, None)
+    return cloud._replace(collected=begun(additive, model, states, s, dtype))
 
 
 def _smoothed(
