@@ -57,8 +57,8 @@ class AdditiveFunctional(Additive):
             without noise, at ``N`` and ``N`` calls of ``function``; ``"genealogy"``: the ancestor
             alone, which needs no transition density and whose variance grows with the square of
             the length.
-        num_draws: draws for each particle. One is no better than the genealogy in the long run; with
-            two the error stays in proportion to the length. Ignored where nothing is drawn.
+        num_draws: draws for each particle. One is no better than the genealogy in the long run;
+            with two the variance stays in proportion to the length. Ignored where nothing is drawn.
         num_moves: Metropolis moves from draw to draw.
 
     Raises:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ssmkit.linalg import compensated_add
 from ssmkit.measures import effective_sample_size
+from ssmkit.smc.collectors import Collector, Move
 from ssmkit.smc.lineage import Lineage, first_lineage, next_lineage
 from ssmkit.smc.weights import log_mean_exp
 from ssmkit.typing import Array, Bool, Float, Int, Key, PyTree, Scalar
@@ -114,36 +115,6 @@ class StepReport(NamedTuple):
     ess: Scalar
     resampled: Bool[Array, ""]
     collected: PyTree = None
-
-
-class Move(NamedTuple):
-    """What a collector sees of a step.
-
-    Attributes:
-        before: the states before ``(N, *state)``.
-        log_weights_before: their weights, without what selection multiplied them by.
-        ancestors: index of each particle's parent among them.
-        states: the states after.
-        log_weights: their weights after the observation.
-    """
-
-    before: PyTree
-    log_weights_before: Float[Array, " N"]
-    ancestors: Int[Array, " N"]
-    states: PyTree
-    log_weights: Float[Array, " N"]
-
-
-class Collector(NamedTuple):
-    """What goes along with a cloud, in a state of its own, and leaves the cloud as it is.
-
-    Attributes:
-        first: ``(states, log_weights, s) -> state``, at the first time.
-        step: ``(key, state, move, s) -> state``.
-    """
-
-    first: Callable[[PyTree, Array, PyTree], PyTree]
-    step: Callable[[Key, PyTree, Move, PyTree], PyTree]
 
 
 Select = Callable[[Key, PyTree, Array, Array | None, PyTree], Selection]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Particles
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc import feynman_kac
-from ssmkit.smc.feynman_kac import Cloud, Collector, Recipe, Select, StepReport
+from ssmkit.smc.collectors import Collector
+from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, StepReport
 from ssmkit.smc.lineage import num_unique
 from ssmkit.smc.noise import draw, noise_shape
 from ssmkit.smc.proposals import own_law

@@ -1,6 +1,7 @@
 r"""Smoothing forward in time: the running mean of an additive functional, by backward kernels.
 
-\[\tau_t^i = \sum_j \frac{w_{t-1}^j f(x_t^i \mid x_{t-1}^j)}{\sum_k w_{t-1}^k f(x_t^i \mid x_{t-1}^k)}
+\[\tau_t^i = \sum_j \frac{w_{t-1}^j f(x_t^i \mid x_{t-1}^j)}
+  {\sum_k w_{t-1}^k f(x_t^i \mid x_{t-1}^k)}
   \big(\tau_{t-1}^j + h_t(x_{t-1}^j, x_t^i)\big), \qquad
 \mathrm{E}\Big[\sum_{s \le t} h_s \,\Big|\, y_{0:t}\Big] \approx \sum_i W_t^i \tau_t^i\]
 
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 from ssmkit.linalg import compensated_add
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.smc.additive import Additive
-from ssmkit.smc.feynman_kac import Collector, Move
+from ssmkit.smc.collectors import Collector, Move
 from ssmkit.smc.recipes import Step, log_transition
 from ssmkit.smc.smoothers import draw_columns, independent_moves
 from ssmkit.typing import Array, Int, Key, PyTree
