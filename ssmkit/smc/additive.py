@@ -27,7 +27,7 @@ class Additive:
 
     method: str = "backward_mcmc"
     num_draws: int = 2
-    num_moves: int = 1
+    num_moves: int = 5
 
     always_shown = ("method",)
     __repr__ = call_repr
