@@ -55,10 +55,10 @@ class AdditiveFunctional(Additive):
             and Metropolis moves away from it, at ``num_draws * num_moves`` transition densities;
             ``"backward"``: exactly, at ``N``; ``"all_pairs"``: all of them by their weights,
             without noise, at ``N`` and ``N`` calls of ``function``; ``"genealogy"``: the ancestor
-            alone, which needs no transition density and whose variance grows with the square of
-            the length.
-        num_draws: draws for each particle. One is no better than the genealogy in the long run;
-            with two the variance stays in proportion to the length. Ignored where nothing is drawn.
+            alone, which needs no transition density; in the long run one path is left.
+        num_draws: draws for each particle. With one draw too only one path is left in the long
+            run; with two the variance stays in proportion to the length over ``N``. Ignored where
+            nothing is drawn.
         num_moves: Metropolis moves from draw to draw.
 
     Raises:
