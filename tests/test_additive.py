@@ -421,6 +421,13 @@ def test_a_transition_without_density_has_its_genealogy():
     )
 
 
+def test_a_stream_past_a_diffuse_start_scores_no_first_state():
+    engine, diffuse = sk.SMC(16, additive=sk.Score()), as_arrays(sk.models.LocalLevel(1.0, 1.0))
+    engine.check_steps(diffuse, None, begun=True)
+    with pytest.raises(errors.SsmkitError, match="diffuse"):
+        engine.check_steps(diffuse, None, begun=False)
+
+
 def grows(model, x_before, x, y, u):
     return x if x_before is None else jnp.stack([x, x])
 

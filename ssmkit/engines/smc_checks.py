@@ -24,6 +24,7 @@ from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import Step
 from ssmkit.smc.resampling import SCHEMES
 from ssmkit.smc.smoothers import NEED_DENSITY, SMOOTHERS
+from ssmkit.smc.started import Started
 from ssmkit.typing import Array, Inputs, Law
 
 NO_DENSITY = (
@@ -141,7 +142,9 @@ def check_additive(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
     u, here = input_at(us, 0), model.at(0)
     x = _zeros(_sampled("initial", lambda: here.initial(u)))
     y = _zeros(_sampled("emission", lambda: here.emission(x, u)))
-    first, later = (_term(additive, model, before, x, Step(0, y, u, None)) for before in (None, x))
+    later = _term(additive, model, x, x, Step(0, y, u, None))
+    begins = not isinstance(model, Started)  # of a stream past its start, no first state is scored
+    first = _term(additive, model, None, x, Step(0, y, u, None)) if begins else later
     if first != later:
         raise ShapeError(
             "an additive functional adds the same shapes at every time.",
@@ -154,6 +157,8 @@ def check_additive(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
 def _term(additive: Additive, model: StateSpaceModel, before: Any, x: Array, s: Step) -> Any:
     try:
         return jax.tree.map(jnp.shape, jax.eval_shape(lambda: additive.term(model, before, x, s)))
+    except SsmkitError:
+        raise
     except Exception as error:
         raise ModelError(
             "the function of the additive functional failed.",
