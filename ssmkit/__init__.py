@@ -58,6 +58,8 @@ from ssmkit.posterior import Posterior as Posterior
 from ssmkit.replicates import Replicates as Replicates
 from ssmkit.replicates import replicate_evidence as replicate_evidence
 from ssmkit.serialise import load_posterior as load_posterior
+from ssmkit.smc.additive import AdditiveFunctional as AdditiveFunctional
+from ssmkit.smc.additive import Score as Score
 from ssmkit.smc.proposals import Linearised as Linearised
 from ssmkit.smc.proposals import Proposal as Proposal
 from ssmkit.stream import Stream as Stream

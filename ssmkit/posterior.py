@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 
 from ssmkit.beliefs import Belief, mix
@@ -131,7 +132,8 @@ class Posterior(eqx.Module):
         report = dict(self.parts.get("diagnostics", {}))
         for name in ("run", "steps"):
             for key, value in self.parts.get(name, {}).items():
-                report[key] = value[0] if self.num_state_draws == 1 else value
+                is_single = self.num_state_draws == 1
+                report[key] = jax.tree.map(lambda a: a[0], value) if is_single else value
         return report
 
     @property

@@ -165,6 +165,19 @@ def test_forecast_of_a_longer_series_uses_other_numbers():
     assert not np.array_equal(*values)
 
 
+def added(model, x_before, x, y, u):
+    return x
+
+
+@pytest.mark.parametrize("method, draws", [("backward_mcmc", 4), ("backward", 3)])
+def test_what_goes_along_with_a_cloud_has_keys_of_its_own(recorder, method, draws):
+    additive = sk.AdditiveFunctional(added, method=method, num_draws=3)
+    engine = sk.SMC(5, threshold=1.0, smoother=None, additive=additive)
+    sk.infer(0, engine, WALK, YS)
+    # states, ancestors, and of each step two draws by proposals and levels, or three at once
+    assert_distinct(recorder, 4 + 3 + 3 * draws)
+
+
 def test_starts_of_a_fit_draw_from_keys_of_their_own(recorder):
     def program():
         level = numpyro.param("level", 1.0, constraint=dist.constraints.positive)

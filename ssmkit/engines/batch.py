@@ -33,6 +33,9 @@ def shorten(parts: dict[str, Any], lengths: tuple[int, ...]) -> dict[str, Any]:
     parts = parts | {"final": jax.tree.map(at_end, parts["filtered"])}
     if "carries" in parts:
         parts["carry"] = parts["carry"]._replace(**jax.tree.map(at_end, parts["carries"]))
+    if "running_additive" in parts.get("steps", {}):
+        at_ends = jax.tree.map(at_end, parts["steps"]["running_additive"])
+        parts["run"] = parts["run"] | {"additive": at_ends}
     return parts
 
 

@@ -22,12 +22,14 @@ from ssmkit.engines.particle_parts import (
     smooth_clouds,
     told_of,
 )
-from ssmkit.engines.smc_checks import check_cloud_options
+from ssmkit.engines.smc_checks import check_additive, check_cloud_options
 from ssmkit.errors import OptionError
 from ssmkit.learned.forward import Forward, draw_forward, forward
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.smc.additive import Additive
 from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
+from ssmkit.smc.forward_smoothing import collector
 from ssmkit.smc.proposals import Draw
 from ssmkit.smc.recipes import Step, guided, steps_of
 from ssmkit.smc.resampling import Criterion, Scheme, selector
@@ -67,6 +69,7 @@ class GuidedSMC:
         num_paths: as in `SMC`.
         num_moves: as in `SMC`.
         lag: as in `SMC`.
+        additive: as in `SMC`.
 
     Raises:
         OptionError: an option has an impossible value.
@@ -95,6 +98,7 @@ class GuidedSMC:
     num_paths: int = 500
     num_moves: int = 5
     lag: int = 20
+    additive: Additive | None = None
 
     evidence_kind = "unbiased"
     always_shown = ("num_particles", "smoother")
@@ -123,6 +127,7 @@ class GuidedSMC:
                 fix="widening=1.0",
             )
         self.guide.check(model, us)
+        check_additive(self, model, us)
 
     @property
     def _follower(self) -> Any:
@@ -137,7 +142,9 @@ class GuidedSMC:
 
         select = selector(scheme_of(self), self.threshold)
         recipe = guided(model, s, dtype, choose)
-        return ParticleFilter(recipe, select, self.num_particles, dtype), choose
+        collects = None if self.additive is None else collector(self.additive, model)
+        particle_filter = ParticleFilter(recipe, select, self.num_particles, dtype, collects)
+        return particle_filter, choose
 
     def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
         """The filter, the steps of a series with their proposals, and how states are drawn."""
@@ -158,14 +165,15 @@ class GuidedSMC:
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
     ) -> Scalar:
         """Log of the unbiased evidence, in nats."""
-        return self.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
+        alone = dataclasses.replace(self, additive=None)
+        return alone.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
 
     def infer(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None, keep: str
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         run = self.prepare(model, (ys, us, mask)).run(key, keep=keep != "final")
-        return parts_of(self, key, model, us, run)
+        return parts_of(self, key, model, us, run, keep)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
         """Refuse, before compilation, what a stream would get wrong."""
@@ -219,9 +227,8 @@ class GuidedSMC:
     ) -> Carry:
         """What a stream carries that begins at a belief: draws from it, and its moments."""
         cloud_key, guide_key = jax.random.split(key)
-        cloud = begin_cloud(
-            cloud_key, self.num_particles, model, belief, log_evidence, proposed=True
-        )
+        start = (cloud_key, self.num_particles, model, belief, log_evidence, u)
+        cloud = begin_cloud(*start, proposed=True, additive=self.additive)
         return Carry(cloud, self._follower.begin(guide_key, model, belief, log_evidence, u))
 
     def forecast(

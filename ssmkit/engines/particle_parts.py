@@ -11,14 +11,16 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.smc_checks import require_density
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.smc.additive import Additive
 from ssmkit.smc.feynman_kac import Cloud, StepReport
 from ssmkit.smc.filter import floating_type, particles_like, states_of, step_diagnostics
+from ssmkit.smc.forward_smoothing import begun
 from ssmkit.smc.lineage import first_lineage, log_evidence_se, num_survivors
-from ssmkit.smc.recipes import Proposed
+from ssmkit.smc.recipes import Proposed, Step
 from ssmkit.smc.resampling import SCHEMES, Scheme, multinomial
 from ssmkit.smc.smoothers import ParticlePaths, window_marginals
 from ssmkit.smc.started import started
-from ssmkit.typing import Array, Inputs, Key, Scalar
+from ssmkit.typing import Array, Inputs, Key, PyTree, Scalar
 
 
 def scheme_of(engine: Any) -> Scheme:
@@ -34,6 +36,7 @@ def parts_of(
     model: StateSpaceModel,
     us: Inputs,
     run: tuple[Cloud, StepReport | None],
+    kept: str = "all",
 ) -> dict[str, Any]:
     """Evidence, beliefs per time and smoothed paths.
 
@@ -43,6 +46,7 @@ def parts_of(
         model: the model.
         us: inputs with leading axis ``T``, or None.
         run: the last cloud, and the history or None.
+        kept: "each" where the run may end at any of its times.
     """
     cloud, steps = run
     states = states_of(cloud.particles)
@@ -55,7 +59,7 @@ def parts_of(
         ),
         "final": Particles(states, cloud.log_weights, event),
         "carry": cloud,
-        "run": {"surviving_ancestors": num_survivors(cloud.lineage)},
+        "run": {"surviving_ancestors": num_survivors(cloud.lineage)} | _collected(cloud),
     }
     if steps is None:
         return parts
@@ -63,12 +67,14 @@ def parts_of(
         "log_likelihood": steps.log_likelihood,
         "predicted": Particles(steps.predicted_states, steps.predicted_log_weights, event),
         "filtered": Particles(steps.states, steps.log_weights, event),
-        "steps": step_diagnostics(steps),
+        "steps": step_diagnostics(steps) | _collected(steps, "running_additive"),
         "carries": {
             "particles": particles_like(cloud.particles, steps),
             "log_weights": steps.log_weights,
         },
     }
+    if kept == "each":
+        parts["carries"] |= {"collected": steps.collected}
     return parts | _smoothed(engine, key, model, us, steps)
 
 
@@ -85,7 +91,7 @@ def told_of(report: StepReport) -> dict[str, Any]:
     return {
         "predicted": Particles(report.predicted_states, report.predicted_log_weights, event),
         "log_likelihood": report.log_likelihood,
-        "diagnostics": {"ess": report.ess, "resampled": report.resampled},
+        "diagnostics": {"ess": report.ess, "resampled": report.resampled} | _collected(report),
     }
 
 
@@ -110,14 +116,21 @@ def smooth_clouds(
     return window_marginals(key, model, history, times, us, engine.num_paths)
 
 
+def _collected(of: Cloud | StepReport, name: str = "additive") -> dict[str, Any]:
+    """The smoothed mean of an additive functional, where one is carried along."""
+    return {} if of.collected is None else {name: of.collected.mean()}
+
+
 def begin_cloud(
     key: Key,
     num_particles: int,
     model: StateSpaceModel,
     belief: Belief,
     log_evidence: Scalar,
+    u: PyTree,
     *,
     proposed: bool,
+    additive: Additive | None = None,
 ) -> Cloud:
     """Equally weighted draws from a belief, for a filter with a proposal or without."""
     states = belief.sample(key, num_particles)
@@ -126,7 +139,12 @@ def begin_cloud(
     zeros = jnp.zeros(num_particles, dtype)
     particles = Proposed(states, zeros) if proposed else states
     evidence = (log_evidence.astype(dtype), jnp.zeros((), dtype))
-    return Cloud(particles, zeros, evidence, first_lineage(num_particles))
+    cloud = Cloud(particles, zeros, evidence, first_lineage(num_particles))
+    if additive is None:
+        return cloud
+    y = jax.eval_shape(lambda: model.at(0).emission(states[0], u).sample(key))
+    s = Step(0, jnp.zeros(y.shape, y.dtype), u, None)
+    return cloud._replace(collected=begun(additive, model, states, s, dtype))
 
 
 def _smoothed(

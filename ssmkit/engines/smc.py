@@ -21,8 +21,10 @@ from ssmkit.engines.particle_parts import (
 )
 from ssmkit.engines.smc_checks import check_model, check_options
 from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.smc.additive import Additive
 from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import ParticleFilter, Prepared, Series, floating_type, forecast
+from ssmkit.smc.forward_smoothing import collector
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import (
     Step,
@@ -62,11 +64,14 @@ class SMC:
         num_paths: paths that the smoothed marginals are made of, under backward sampling.
         num_moves: Metropolis moves a step, under ``"backward_mcmc"``.
         lag: steps of the fixed lag.
+        additive: None, or an ``sk.AdditiveFunctional`` of the path (``sk.Score()`` is one) whose
+            smoothed mean is carried along.
 
     Raises:
         OptionError: an option has an impossible value.
         ImproperStartError: the model starts diffuse.
-        SingularTransitionError: backward sampling for a transition without a density.
+        SingularTransitionError: backward sampling, or an additive functional, for a transition
+            without a density.
 
     Example:
         >>> import ssmkit as sk
@@ -88,6 +93,7 @@ class SMC:
     num_paths: int = 500
     num_moves: int = 5
     lag: int = 20
+    additive: Additive | None = None
 
     evidence_kind = "unbiased"
     always_shown = ("num_particles", "smoother")
@@ -115,7 +121,8 @@ class SMC:
             ahead = at_the_mean if isinstance(self.lookahead, str) else self.lookahead
             recipe = auxiliary(recipe, model, ahead)
         select = selector(scheme_of(self), self.threshold)
-        return ParticleFilter(recipe, select, self.num_particles, dtype)
+        collects = None if self.additive is None else collector(self.additive, model)
+        return ParticleFilter(recipe, select, self.num_particles, dtype, collects)
 
     def prepare(self, model: StateSpaceModel, series: Series) -> Prepared:
         """The filter, the steps of a series, and how states are drawn."""
@@ -131,7 +138,8 @@ class SMC:
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
     ) -> Scalar:
         """Log of the unbiased evidence, in nats; memory does not grow with the length."""
-        return self.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
+        alone = dataclasses.replace(self, additive=None)
+        return alone.prepare(model, (ys, us, mask)).run(key, keep=False)[0].log_evidence
 
     def infer(
         self,
@@ -144,7 +152,7 @@ class SMC:
     ) -> dict[str, Any]:
         """Everything about the states of one series at one parameter value."""
         run = self.prepare(model, (ys, us, mask)).run(key, keep=keep != "final")
-        return parts_of(self, key, model, us, run)
+        return parts_of(self, key, model, us, run, keep)
 
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
         """Refuse what a stream would get wrong: it does not smooth, or draw a start once begun."""
@@ -188,16 +196,16 @@ class SMC:
     def takes_carry_of(self, other: Any) -> bool:
         """Whether a stream by this engine goes on from what another engine carries."""
         same_size = getattr(other, "num_particles", None) == self.num_particles
-        is_same = isinstance(other, SMC) and same_size
+        is_same = isinstance(other, SMC) and same_size and self.additive == other.additive
         return is_same and (self.proposal is None) == (other.proposal is None)
 
     def begin(
         self, key: Key, model: StateSpaceModel, belief: Belief, log_evidence: Scalar, u: PyTree
     ) -> Cloud:
         """What a stream carries that begins at a belief: equally weighted draws from it."""
-        return begin_cloud(
-            key, self.num_particles, model, belief, log_evidence, proposed=self.proposal is not None
-        )
+        start = (key, self.num_particles, model, belief, log_evidence, u)
+        proposed = self.proposal is not None
+        return begin_cloud(*start, proposed=proposed, additive=self.additive)
 
     def forecast(
         self,

@@ -19,11 +19,18 @@ from ssmkit.errors import (
 )
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.models.distributions import SingularNormal, base_distribution, is_a
+from ssmkit.smc.additive import METHODS, Additive
 from ssmkit.smc.proposals import Linearised, Proposal
 from ssmkit.smc.recipes import Step
 from ssmkit.smc.resampling import SCHEMES
 from ssmkit.smc.smoothers import NEED_DENSITY, SMOOTHERS
+from ssmkit.smc.started import Started
 from ssmkit.typing import Array, Inputs, Law
+
+NO_DENSITY = (
+    'smoother="genealogy"; proposal=sk.Linearised() of sk.SMC, or '
+    "proposal=sk.learned.Induced() of sk.SIXO"
+)
 
 
 def check_options(engine: Any) -> None:
@@ -89,6 +96,7 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
     x = _sampled("initial", lambda: here.initial(u))
     _sampled("transition", lambda: here.transition(_zeros(x), u))
     y = _sampled("emission", lambda: here.emission(_zeros(x), u))
+    check_additive(engine, model, us)
     if engine.smoother in NEED_DENSITY:
         require_density(f"smoother={engine.smoother!r}", model, us)
     if isinstance(engine.proposal, Proposal):
@@ -100,6 +108,64 @@ def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
             got=f"a state of type {x.dtype}",
             fix="lookahead=your_function, with (model, x, y, u)",
         )
+
+
+def check_additive(engine: Any, model: StateSpaceModel, us: Inputs) -> None:
+    """Refuse additive functionals that cannot be carried along.
+
+    Raises:
+        OptionError: an option has an impossible value.
+        ModelError: its function fails.
+        ShapeError: its function returns other shapes at time zero than later.
+        SingularTransitionError: a density is needed where there is none.
+    """
+    additive = getattr(engine, "additive", None)
+    if additive is None:
+        return
+    kind = f"sk.{type(engine).__name__}"
+    if not isinstance(additive, Additive):
+        raise OptionError(
+            f"{kind}: additive is no functional.",
+            got=repr(additive),
+            expected="None, sk.AdditiveFunctional(function), or sk.Score()",
+            fix="additive=sk.AdditiveFunctional(your_function)",
+        )
+    check_counts(additive, {"num_draws": 1, "num_moves": 1})
+    if additive.method not in METHODS:
+        raise OptionError(
+            f"{kind}: unknown method of an additive functional.",
+            got=repr(additive.method),
+            expected=METHODS,
+        )
+    if additive.method != "genealogy":
+        require_density(f"additive={additive!r}", model, us, fix='method="genealogy"')
+    u, here = input_at(us, 0), model.at(0)
+    x = _zeros(_sampled("initial", lambda: here.initial(u)))
+    y = _zeros(_sampled("emission", lambda: here.emission(x, u)))
+    later = _term(additive, model, x, x, Step(0, y, u, None))
+    begins = not isinstance(model, Started)  # of a stream past its start, no first state is scored
+    first = _term(additive, model, None, x, Step(0, y, u, None)) if begins else later
+    if first != later:
+        raise ShapeError(
+            "an additive functional adds the same shapes at every time.",
+            got=f"{first} at time zero, {later} later",
+            expected="the same pytree of real arrays",
+            fix="jnp.zeros of the same shape where x_before is None",
+        )
+
+
+def _term(additive: Additive, model: StateSpaceModel, before: Any, x: Array, s: Step) -> Any:
+    try:
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: additive.term(model, before, x, s)))
+    except SsmkitError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            "the function of the additive functional failed.",
+            got=f"{type(error).__name__}: {error}",
+            expected="a function (model, x_before, x, y, u) that returns arrays, where x_before is "
+            "None at time zero",
+        ) from error
 
 
 def _zeros(abstract: Any) -> Array:
@@ -121,13 +187,14 @@ def _sampled(name: str, make: Callable[[], Law]) -> Any:
         ) from error
 
 
-def require_density(needs: str, model: StateSpaceModel, us: Inputs) -> None:
+def require_density(needs: str, model: StateSpaceModel, us: Inputs, fix: str = NO_DENSITY) -> None:
     """Refuse a transition that has no density.
 
     Args:
         needs: what needs one, in the words of the call.
         model: the model.
         us: inputs, or None.
+        fix: what to do where there is none.
 
     Raises:
         SingularTransitionError: it has none.
@@ -141,8 +208,7 @@ def require_density(needs: str, model: StateSpaceModel, us: Inputs) -> None:
             f"{needs} needs a transition density, and this transition has none.",
             got=f"a transition {kinds[0].__name__}",
             expected="a transition with a density",
-            fix='smoother="genealogy"; proposal=sk.Linearised() of sk.SMC, or '
-            "proposal=sk.learned.Induced() of sk.SIXO",
+            fix=fix,
         )
 
 

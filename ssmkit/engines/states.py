@@ -147,6 +147,7 @@ def check_finite(parts: dict[str, Any], engine: Any, *, throw: bool) -> None:
     diagnostics["finite"] = bool(np.all(np.isfinite(value)))
     parts["diagnostics"] = diagnostics
     if diagnostics["finite"]:
+        _check_additive(parts, throw=throw)
         return
     diagnostics["first_bad_step"] = step = _first_bad_step(parts)
     if throw:
@@ -157,6 +158,18 @@ def check_finite(parts: dict[str, Any], engine: Any, *, throw: bool) -> None:
             expected="finite numbers",
             fix=f"{getattr(engine, 'non_finite_hint', HINT)}; throw=False returns the posterior "
             "with diagnostics['first_bad_step']",
+        )
+
+
+def _check_additive(parts: dict[str, Any], *, throw: bool) -> None:
+    leaves = jax.tree.leaves(parts.get("run", {}).get("additive"))
+    if throw and not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
+        raise NonFiniteError(
+            "the additive functional is not finite.",
+            got="nan or inf in diagnostics['additive']",
+            expected="finite terms, where y is missing (and nan) as well",
+            fix="jnp.where(jnp.isnan(y), 0.0, …) in its function; throw=False returns the "
+            "posterior with diagnostics['running_additive'], which says from when on",
         )
 
 

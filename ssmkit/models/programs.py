@@ -37,6 +37,50 @@ class Program(eqx.Module):
         """Run the function on its data."""
         return self.fn(*self.data)
 
+    def model_at(self, values: Mapping[str, PyTree]) -> StateSpaceModel:
+        """The model at given values of the sites; differentiable in them.
+
+        Args:
+            values: value by site, each on its own scale.
+
+        Raises:
+            ParameterError: a site is missing or misspelt.
+
+        Example:
+            >>> import numpyro, ssmkit as sk
+            >>> def level(): return sk.models.LocalLevel(numpyro.param("size", 1.0), 2.0)
+            >>> float(sk.program(level).model_at({"size": 3.0}).level_variance)
+            3.0
+        """
+        return build(self, values)
+
+    def pull_back(self, values: Mapping[str, PyTree], derivatives: PyTree) -> dict[str, PyTree]:
+        """Derivatives in the sites, from derivatives in the model's arrays: the chain rule.
+
+        Args:
+            values: value by site, each on its own scale.
+            derivatives: of a scalar in the arrays of the model at these values, as ``sk.Score()``
+                gives them: a model with its derivatives in their place, None where there is none.
+
+        Raises:
+            ParameterError: a site is missing or misspelt.
+
+        Example:
+            >>> import jax, numpyro, ssmkit as sk
+            >>> def level(): return sk.models.LocalLevel(numpyro.param("size", 1.0) ** 2, 2.0)
+            >>> program, values = sk.program(level), {"size": 3.0}
+            >>> slopes = jax.grad(lambda model: model.level_variance)(program.model_at(values))
+            >>> float(program.pull_back(values, slopes)["size"])
+            6.0
+        """
+
+        def value(values: Mapping[str, PyTree]) -> Scalar:
+            arrays = eqx.filter(build(self, values), eqx.is_inexact_array)
+            pairs = zip(jax.tree.leaves(arrays), jax.tree.leaves(derivatives), strict=True)
+            return sum((jnp.vdot(a, b) for a, b in pairs), jnp.zeros(()))
+
+        return jax.grad(value)(as_arrays(dict(values)))
+
     def __repr__(self) -> str:
         """Name the function."""
         name = getattr(self.fn, "__name__", repr(self.fn))

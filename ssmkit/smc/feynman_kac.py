@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ssmkit.linalg import compensated_add
 from ssmkit.measures import effective_sample_size
+from ssmkit.smc.collectors import Collector, Move
 from ssmkit.smc.lineage import Lineage, first_lineage, next_lineage
 from ssmkit.smc.weights import log_mean_exp
 from ssmkit.typing import Array, Bool, Float, Int, Key, PyTree, Scalar
@@ -67,12 +68,14 @@ class Cloud(NamedTuple):
         log_weights: ``(N,)``, scaled to mean one.
         evidence: log evidence of all that was seen, in nats, and the rounding error it owes.
         lineage: who descends from whom, for the standard error of the evidence.
+        collected: the state of a collector; None without one.
     """
 
     particles: PyTree
     log_weights: Float[Array, " N"]
     evidence: tuple[Scalar, Scalar]
     lineage: Lineage
+    collected: PyTree = None
 
     @property
     def log_evidence(self) -> Scalar:
@@ -100,6 +103,7 @@ class StepReport(NamedTuple):
         log_likelihood: of this observation given those before it, in nats.
         ess: effective number of particles after the observation.
         resampled: whether ancestors were drawn before this step.
+        collected: the state of a collector; None without one.
     """
 
     states: PyTree
@@ -110,6 +114,7 @@ class StepReport(NamedTuple):
     log_likelihood: Scalar
     ess: Scalar
     resampled: Bool[Array, ""]
+    collected: PyTree = None
 
 
 Select = Callable[[Key, PyTree, Array, Array | None, PyTree], Selection]
@@ -130,6 +135,7 @@ def first(
     s: PyTree,
     dtype: Any = None,
     pin: Pin | None = None,
+    collector: Collector | None = None,
 ) -> tuple[Cloud, StepReport]:
     """Draw the cloud at the first time and weigh it.
 
@@ -140,6 +146,7 @@ def first(
         s: what the first step is given.
         dtype: type of the noise; None for the default.
         pin: as in `advance`.
+        collector: as in `advance`.
     """
     _, noise_key, predict_key = jax.random.split(key, 3)
     noise = draw_noise(noise_key, num_particles, recipe.noise_shapes[0], dtype)
@@ -153,7 +160,10 @@ def first(
     before = (nothing, nothing), first_lineage(num_particles)
     states = jax.vmap(recipe.state)(particles)
     predicted = _predicted(recipe, predict_key, None, states, s)
-    return _weigh(selection, (particles, states, predicted), gain, before)
+    cloud, report = _weigh(selection, (particles, states, predicted), gain, before)
+    if collector is None:
+        return cloud, report
+    return _with(cloud, report, collector.first(states, cloud.log_weights, s))
 
 
 def advance(
@@ -163,6 +173,7 @@ def advance(
     cloud: Cloud,
     s: PyTree,
     pin: Pin | None = None,
+    collector: Collector | None = None,
 ) -> tuple[Cloud, StepReport]:
     """One step: select ancestors, propose, weigh.
 
@@ -174,8 +185,11 @@ def advance(
         s: what this step is given.
         pin: ``(particles, s) -> particles`` puts a reference path into its slot (conditional
             algorithms); None for none.
+        collector: what goes along with the cloud; None for nothing.
     """
-    select_key, noise_key, predict_key = jax.random.split(key, 3)
+    # one key more leaves the others as they are
+    keys = jax.random.split(key, 3 if collector is None else 4)
+    select_key, noise_key, predict_key = keys[:3]
     count = cloud.log_weights.shape[0]
     ahead = None
     if recipe.log_lookahead is not None:
@@ -191,7 +205,12 @@ def advance(
     states = jax.vmap(recipe.state)(particles)
     predicted = _predicted(recipe, predict_key, parents, states, s)
     moved = (particles, states, predicted)
-    return _weigh(selection, moved, gain, (cloud.evidence, lineage))
+    after, report = _weigh(selection, moved, gain, (cloud.evidence, lineage))
+    if collector is None:
+        return after, report
+    before = jax.vmap(recipe.state)(cloud.particles)
+    move = Move(before, cloud.log_weights, selection.ancestors, states, after.log_weights)
+    return _with(after, report, collector.step(keys[3], cloud.collected, move, s))
 
 
 def scan(
@@ -205,6 +224,7 @@ def scan(
     keep: bool,
     pin: Pin | None = None,
     remat: bool = False,
+    collector: Collector | None = None,
 ) -> tuple[Cloud, StepReport | None]:
     """Run the loop over times ``1 … num_steps - 1``, with ``fold_in(key, t)`` at time ``t``.
 
@@ -218,13 +238,15 @@ def scan(
         keep: whether to keep the reports; without them memory does not grow with ``T``.
         pin: as in `advance`.
         remat: compute each step anew for the gradient, instead of storing what it went through.
+        collector: as in `advance`.
     """
     cloud, report = begin
     like = jax.tree.map(jnp.result_type, cloud)
 
     def body(carry: tuple[Array, Cloud], _: None) -> tuple[tuple, StepReport | None]:
         t, before = carry
-        after, told = advance(recipe, select, jax.random.fold_in(key, t), before, steps(t), pin)
+        step_key = jax.random.fold_in(key, t)
+        after, told = advance(recipe, select, step_key, before, steps(t), pin, collector)
         after = jax.tree.map(lambda a, kind: a.astype(kind), after, like)
         return (t + 1, after), told if keep else None
 
@@ -241,6 +263,10 @@ def _predicted(recipe: Recipe, key: Key, parents: PyTree, states: PyTree, s: PyT
         return states
     keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
     return jax.vmap(recipe.predict, (0, None if parents is None else 0, None))(keys, parents, s)
+
+
+def _with(cloud: Cloud, report: StepReport, collected: PyTree) -> tuple[Cloud, StepReport]:
+    return cloud._replace(collected=collected), report._replace(collected=collected)
 
 
 def _weigh(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ssmkit.beliefs import Particles
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc import feynman_kac
+from ssmkit.smc.collectors import Collector
 from ssmkit.smc.feynman_kac import Cloud, Recipe, Select, StepReport
 from ssmkit.smc.lineage import num_unique
 from ssmkit.smc.noise import draw, noise_shape
@@ -22,22 +23,23 @@ Series = tuple[Array, Inputs, Any]  # observations, inputs and mask
 
 
 class ParticleFilter(NamedTuple):
-    """What runs a recipe: who has offspring, how many particles, in which floating type."""
+    """What runs a recipe: who has offspring, how many particles, their type, what goes along."""
 
     recipe: Recipe
     select: Select
     num_particles: int
     dtype: Any
+    collector: Collector | None = None
 
     def first(self, key: Key, s: Step) -> tuple[Cloud, StepReport]:
         """The cloud at time zero."""
-        return feynman_kac.first(
-            self.recipe, jax.random.fold_in(key, 0), self.num_particles, s, self.dtype
-        )
+        key, size = jax.random.fold_in(key, 0), (self.num_particles, s, self.dtype)
+        return feynman_kac.first(self.recipe, key, *size, collector=self.collector)
 
     def advance(self, key: Key, cloud: Cloud, s: Step) -> tuple[Cloud, StepReport]:
         """One step, with the numbers that belong to its time."""
-        return feynman_kac.advance(self.recipe, self.select, jax.random.fold_in(key, s.t), cloud, s)
+        given = (self.recipe, self.select, jax.random.fold_in(key, s.t), cloud, s)
+        return feynman_kac.advance(*given, collector=self.collector)
 
     def run(
         self, key: Key, series: tuple[Array, Inputs, Array | None], *, keep: bool
@@ -57,9 +59,8 @@ class ParticleFilter(NamedTuple):
     ) -> tuple[Cloud, StepReport | None]:
         """The whole series, given by its steps."""
         begin = self.first(key, steps(0))
-        return feynman_kac.scan(
-            self.recipe, self.select, key, begin, steps, length, keep=keep, remat=remat
-        )
+        given = (self.recipe, self.select, key, begin, steps, length)
+        return feynman_kac.scan(*given, keep=keep, remat=remat, collector=self.collector)
 
 
 class Prepared(NamedTuple):

@@ -72,7 +72,7 @@ def log_emission(model: StateSpaceModel, x: Array, s: Step) -> Scalar:
     return emission_log_prob(model.at(s.t).emission(x, s.u), s.y, s.mask)
 
 
-def log_transition(model: StateSpaceModel) -> Callable[[Array, Array, Any], Scalar]:
+def log_transition(model: StateSpaceModel) -> Callable[[Array | None, Array, Any], Scalar]:
     """The log density of a step between two states, in nats."""
     return lambda before, x, s: log_density(own_law(model, before, s), x)
 

@@ -67,7 +67,7 @@ def run_around(
     particle_filter: ParticleFilter, key: Key, path: Array, steps: Any
 ) -> tuple[Cloud, Any]:
     """The filter with the reference in slot 0 at every time."""
-    recipe, select, count, dtype = particle_filter
+    recipe, select, count, dtype, _ = particle_filter
 
     def pin(particles: PyTree, s: Step) -> PyTree:
         if isinstance(particles, Proposed):
@@ -108,7 +108,7 @@ def pinned_evidence(key: Key, prepared: Prepared, path: Array, threshold: Any) -
         log_ratio = particles.log_ratio.at[0].set(ratio(path[s.t]))
         return Proposed(particles.state.at[0].set(path[s.t]), log_ratio)
 
-    recipe, _, count, dtype = particle_filter
+    recipe, _, count, dtype, _ = particle_filter
     select = selector(_keep_first, threshold)
     begin = feynman_kac.first(recipe, jax.random.fold_in(key, 0), count, steps(0), dtype, pin)
     run = feynman_kac.scan(recipe, select, key, begin, steps, length, keep=False, pin=pin)

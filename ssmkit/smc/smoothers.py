@@ -116,7 +116,7 @@ class ParticlePaths(eqx.Module):
             return _draw_before(key, log_transition, before, log_weights, after)
         start = self.ancestors[t + 1][index]
         each = jax.vmap(log_transition)
-        return _independent_moves(
+        return independent_moves(
             key,
             start,
             log_weights,
@@ -243,7 +243,7 @@ def draw_columns(key: Key, log_values: Float[Array, "N n"]) -> Int[Array, " n"]:
     return (block * size + place).astype(jnp.int32)
 
 
-def _independent_moves(
+def independent_moves(
     key: Key,
     start: Int[Array, " n"],
     log_weights: Float[Array, " N"],

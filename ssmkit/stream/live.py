@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ssmkit.alarm import Alarm
@@ -237,10 +238,12 @@ class Stream:
 
         ``skipped`` counts the steps that were of no use; ``log_likelihood`` in nats and, of
         particles, ``ess`` and ``resampled`` are of the last step (``effective_draws`` where there
-        are several parameter draws).
+        are several parameter draws); ``additive`` is the smoothed mean of a functional that the
+        engine carries along.
         """
         found = {"skipped": self._stepper.seen.state.skipped} | self._stepper.seen.report()
-        return {name: _host(value) for name, value in found.items() if name != "log_evidence"}
+        found.pop("log_evidence", None)
+        return jax.tree.map(_host, found)
 
     @property
     def alarm(self) -> Alarm:

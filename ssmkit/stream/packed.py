@@ -20,32 +20,34 @@ from ssmkit.typing import Array, PyTree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Named small arrays, in one vector of the widest floating type.
+    """Named small arrays (or trees of them), in one vector of the widest floating type.
 
     Attributes:
         values: all of their entries.
-        names: their names.
+        structure: their names.
         kinds: their shapes and types.
     """
 
     values: Array
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    structure: Any = dataclasses.field(metadata={"static": True})
     kinds: tuple[Any, ...] = dataclasses.field(metadata={"static": True})
 
-    def unpack(self) -> dict[str, np.ndarray]:
+    def unpack(self) -> dict[str, Any]:
         """The arrays by name; waits for the step that made them."""
         ends = np.cumsum([math.prod(shape) for shape, _ in self.kinds])
         parts = np.split(np.asarray(self.values), ends[:-1])
-        each = zip(self.names, parts, self.kinds, strict=True)
-        return {name: part.reshape(shape).astype(dtype) for name, part, (shape, dtype) in each}
+        each = zip(parts, self.kinds, strict=True)
+        leaves = [part.reshape(shape).astype(dtype) for part, (shape, dtype) in each]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
-def pack(arrays: dict[str, Array]) -> Packed:
+def pack(named: dict[str, PyTree]) -> Packed:
     """Put named small arrays into one vector."""
-    kinds = tuple((a.shape, a.dtype) for a in arrays.values())
+    arrays, structure = jax.tree.flatten(named)
+    kinds = tuple((a.shape, a.dtype) for a in arrays)
     wide = jnp.result_type(float, *(k for _, k in kinds if jnp.issubdtype(k, jnp.floating)))
-    values = jnp.concatenate([jnp.ravel(a).astype(wide) for a in arrays.values()])
-    return Packed(values, tuple(arrays), kinds)
+    values = jnp.concatenate([jnp.ravel(a).astype(wide) for a in arrays])
+    return Packed(values, structure, kinds)
 
 
 @jax.tree_util.register_dataclass
