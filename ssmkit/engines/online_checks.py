@@ -42,9 +42,10 @@ def check_options(engine: Any) -> None:
         part = getattr(engine, name)
         if part is not None and not hasattr(part, "fit"):
             raise OptionError(
-                f"sk.OnlineVariational: {name} must be a regression.",
+                f"sk.OnlineVariational: {name} must be a regression, or recursive Monte Carlo.",
                 got=repr(part),
-                expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), or None",
+                expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), "
+                "sk.learned.RecursiveMonteCarlo(), or None",
             )
     if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
         raise OptionError(

@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 
 from ssmkit.engines.online_step import Carried, Outcome
 from ssmkit.learned.backward import Filter
-from ssmkit.learned.regression import Fitted
 from ssmkit.models.base import StateSpaceModel, as_arrays
 from ssmkit.models.programs import (
     Program,
@@ -24,7 +23,7 @@ from ssmkit.models.programs import (
 from ssmkit.objectives.online_elbo import log_terms
 from ssmkit.reprs import call_repr
 from ssmkit.smc.recipes import Step
-from ssmkit.typing import Array, Law, PyTree
+from ssmkit.typing import Array, Key, Law, PyTree
 
 
 class Adaptive(StateSpaceModel):
@@ -154,40 +153,56 @@ def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
 
 
 def learn(
-    settings: Any, model: Adaptive, last: tuple[Filter, Learning] | None, s: Step, done: Outcome
+    settings: Any,
+    key: Key,
+    model: Adaptive,
+    last: tuple[Filter, Learning] | None,
+    s: Step,
+    done: Outcome,
 ) -> Outcome:
     """Carry the score on, and step along its increment.
 
     Args:
         settings: the engine.
+        key: of the fit.
         model: the model at the parameters of this step.
         last: filter and learning of the step before; None at the first.
         s: the observation.
-        done: the step, with draws of the state before and the state.
+        done: the step, with the noise of draws of the state and the state before.
     """
     learning: Learning = done.carried.learning
-    before, x = done.draws
-
-    def score_of(before: Any, x: Array) -> Array:
-        def value(params: Any) -> Array:
-            return log_terms(dataclasses.replace(model, params=params).built(), s, before, x)
-
-        return ravel_pytree(jax.grad(value)(model.params))[0]
-
-    scores = jax.vmap(score_of)(before, x)
-    noise = jax.vmap(done.carried.filter.white)(x)
+    past = None if last is None else last[1].score.past(last[0])
+    scores, earlier = _scores(model, past, s, done)
     increment = jnp.mean(scores, axis=0)
-    if last is not None:
-        filter, past = last
-        carried = lambda x: jax.vmap(lambda one: past.score(filter.white(one)))(x)  # noqa: E731
-        earlier = carried(before)
-        again = carried(jax.vmap(filter.draw)(done.noise))
-        increment = increment + jnp.mean(earlier - again, axis=0)
+    if past is not None:
+        increment = increment + jnp.mean(earlier - past.level(done.noise[:, 1]), axis=0)
         scores = scores + earlier
-    score: Fitted = settings.carried_score.fit(noise, scores - jnp.mean(scores, axis=0))
+    centred = scores - jnp.mean(scores, axis=0)
+    before = None if last is None else last[1].score
+    score = settings.carried_score.fit(key, done.noise[:, 0], centred, before)
     params, state = _stepped(settings.ascent, model, learning, increment)
     learned = Learning(params, state, score, increment, learning.count + 1)
     return done._replace(carried=done.carried._replace(learning=learned))
+
+
+def _scores(model: Adaptive, past: Any, s: Step, done: Outcome) -> tuple[Array, Any]:
+    """At each draw the score of this step, and the carried score of the past."""
+    filter, kernel = done.carried.filter, done.kernel
+
+    def terms(params: Any, before: Any, x: Array) -> Array:
+        return log_terms(dataclasses.replace(model, params=params).built(), s, before, x)
+
+    def one(noise: Array) -> tuple[Array, Any]:
+        x = filter.draw(noise[0])
+        average = lambda function: past.average(function, kernel, x, noise[1])  # noqa: E731
+        if past is None:
+            value, earlier = lambda params: terms(params, None, x), None
+        else:
+            value = lambda params: average(lambda before, _: terms(params, before, x))  # noqa: E731
+            earlier = average(lambda _, carried: carried)
+        return ravel_pytree(jax.grad(value)(model.params))[0], earlier
+
+    return jax.vmap(one)(done.noise)
 
 
 def _stepped(

@@ -22,7 +22,7 @@ from ssmkit.engines.online_learning import (
     model_now,
 )
 from ssmkit.engines.online_series import infer_series, run_series
-from ssmkit.engines.online_step import Carried, Outcome, take
+from ssmkit.engines.online_step import Carried, Outcome, blank, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.errors import EngineError
@@ -57,9 +57,9 @@ class OnlineVariational:
         filter: ``"full"`` covariances, or ``"diagonal"``.
         kernel: ``"linear"`` in the state after it, or with a ``"network"``; ``"independent"`` of it
             (AELBO-1, with ``value=None``: what is lost by leaving the kernel out).
-        value: what the bound's past is fitted by: `learned.KernelRidge`, `learned.Polynomial`, or
-            None for the bound of one step alone.
-        score: the same for the score of the parameters.
+        value: what the bound's past is carried by: `learned.KernelRidge`, `learned.Polynomial`,
+            `learned.RecursiveMonteCarlo`, or None for the bound of one step alone.
+        score: the same for the score of the parameters, at the draws of the value.
         start: `learned.LinearisedStart` or `learned.PredictedStart`.
         num_steps: gradient steps at each observation.
         num_samples: draws of each gradient step.
@@ -207,14 +207,15 @@ class OnlineVariational:
         self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step
     ) -> tuple[Outcome, Belief]:
         """One step, and the belief about the state before the observation."""
-        step_key, begin_key, ahead_key = jax.random.split(jax.random.fold_in(key, s.t), 3)
+        here = jax.random.split(jax.random.fold_in(key, s.t), 4)
+        step_key, begin_key, ahead_key, score_key = here
         model = model_now(model, last)
         plain = model.built() if isinstance(model, Adaptive) else model
         begun = self._begin(begin_key, model, s) if last is None else None
         done = take(self, step_key, plain, last, s, begun)
         if isinstance(model, Adaptive):
             past = None if last is None else (last.filter, last.learning)
-            done = learn(self, model, past, s, done)
+            done = learn(self, score_key, model, past, s, done)
         return done, self._ahead(ahead_key, plain, last, s)
 
     def _ahead(self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step) -> Particles:
@@ -294,16 +295,15 @@ class OnlineVariational:
         mean = jnp.ravel(belief.mean())
         root = cholesky_psd(belief.cov().reshape(mean.shape[0], mean.shape[0]))
         filter = Filter(mean, nearest(root, full=self.filter == "full"))
-        noise_key, begin_key = jax.random.split(key)
+        noise_key, begin_key, *fit_keys = jax.random.split(key, 4)
         network, learning = self._begin(begin_key, model, Step(0, None, u, None))
         noise = jax.random.normal(
             noise_key, (self.carried_value.num_points, mean.shape[0]), mean.dtype
         )
-        nothing = jnp.zeros((len(noise), mean.shape[0] + 1), mean.dtype)
-        value = self.carried_value.fit(noise, nothing)
+        value = blank(self.carried_value, fit_keys[0], noise)
         if learning is not None:
             count = ravel_pytree(learning.params)[0].shape[0]
-            score = self.carried_score.fit(noise, jnp.zeros((len(noise), count), mean.dtype))
+            score = blank(self.carried_score, fit_keys[1], noise, count)
             learning = learning._replace(score=score)
         bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
         return Carried(filter, still(filter, network), value, bound, learning)

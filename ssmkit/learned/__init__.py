@@ -20,6 +20,7 @@ from ssmkit.learned.proposals import PerStepGaussian as PerStepGaussian
 from ssmkit.learned.quadrature import Quadrature as Quadrature
 from ssmkit.learned.reading import Scale as Scale
 from ssmkit.learned.reading import Setting as Setting
+from ssmkit.learned.recursive import RecursiveMonteCarlo as RecursiveMonteCarlo
 from ssmkit.learned.regression import KernelRidge as KernelRidge
 from ssmkit.learned.regression import Polynomial as Polynomial
 from ssmkit.learned.starts import LinearisedStart as LinearisedStart
