@@ -57,8 +57,8 @@ class OnlineVariational:
         filter: ``"full"`` covariances, or ``"diagonal"``.
         kernel: ``"linear"`` in the state after it, or with a ``"network"``; ``"independent"`` of it
             (AELBO-1, with ``value=None``: what is lost by leaving the kernel out).
-        value: what the bound's past is carried by: `learned.KernelRidge`, `learned.Polynomial`,
-            `learned.RecursiveMonteCarlo`, or None for the bound of one step alone.
+        value: what carries the bound's past: `learned.KernelRidge`, `learned.Polynomial`,
+            `learned.NetworkRegression`, `learned.RecursiveMonteCarlo`; None: each step alone.
         score: the same for the score of the parameters, at the draws of the value.
         start: `learned.LinearisedStart` or `learned.PredictedStart`.
         num_steps: gradient steps at each observation.

@@ -12,6 +12,7 @@ from ssmkit.learned.encoders import Windowed as Windowed
 from ssmkit.learned.heads import Network as Network
 from ssmkit.learned.heads import Quadratic as Quadratic
 from ssmkit.learned.heads import Sum as Sum
+from ssmkit.learned.network_regression import NetworkRegression as NetworkRegression
 from ssmkit.learned.pieces import Learned as Learned
 from ssmkit.learned.pieces import Pieces as Pieces
 from ssmkit.learned.proposals import Gaussian as Gaussian
