@@ -382,6 +382,12 @@ class Positive(Tanh):
         ({"ascent": sk.StochasticAscent(power=0.3)}, CURVED, errors.OptionError, "power"),
         ({"ascent": "adam"}, CURVED, errors.OptionError, "ascent says how"),
         ({"ascent": sk.StochasticAscent(burn_in=2.5)}, CURVED, errors.OptionError, "burn_in"),
+        (
+            {"ascent": sk.StochasticAscent(averaging_from=-1)},
+            CURVED,
+            errors.OptionError,
+            "averaging",
+        ),
         ({"ascent": sk.StochasticAscent(rate=-1.0)}, CURVED, errors.OptionError, "rate"),
         ({"filter": "round"}, CURVED, errors.OptionError, "filter"),
         ({"kernel": "round"}, CURVED, errors.OptionError, "kernel"),

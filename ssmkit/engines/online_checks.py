@@ -75,7 +75,8 @@ def _check_ascent(ascent: Any) -> None:
             got=repr(ascent),
             expected="sk.StochasticAscent(), or None to hold them",
         )
-    check_counts(ascent, {"burn_in": 0})
+    averaged = {} if ascent.averaging_from is None else {"averaging_from": 0}
+    check_counts(ascent, {"burn_in": 0} | averaged)
     possible = {
         "rate": (ascent.rate > 0, "a number above 0"),
         "power": (ascent.power == 0 or 0.5 <= ascent.power <= 1, "0, or from 0.5 to 1"),

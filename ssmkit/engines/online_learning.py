@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ssmkit.engines.online_step import Carried, Outcome
+from ssmkit.engines.online_step import Carried, Outcome, blank
 from ssmkit.learned.backward import Filter
 from ssmkit.models.base import StateSpaceModel, as_arrays
 from ssmkit.models.programs import (
@@ -91,6 +91,13 @@ def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceMode
     return dataclasses.replace(model, params=carried.learning.params)
 
 
+def model_told(model: Adaptive, carried: Carried) -> Adaptive:
+    """The model at the parameters that are reported: their mean over time, where one is kept."""
+    learning = carried.learning
+    average = learning.params if learning.average is None else learning.average
+    return dataclasses.replace(model, params=average)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class StochasticAscent:
     r"""Steps of the parameters along the increments of the score, by Adam.
@@ -103,6 +110,9 @@ class StochasticAscent:
             steps that never shrink, for parameters that drift.
         burn_in: observations before the first step: filters must settle first.
         clip: longest gradient that is believed; longer ones are shortened.
+        averaging_from: observations before the parameters, unconstrained, are averaged over time
+            (B. Polyak and A. Juditsky, 1992); ``params`` are then their mean, and beliefs and
+            predictions still those of the parameters as they stand. None for no mean.
 
     Example:
         >>> import ssmkit as sk
@@ -114,6 +124,7 @@ class StochasticAscent:
     power: float = 0.6
     burn_in: int = 5
     clip: float = 100.0
+    averaging_from: int | None = None
 
     __repr__ = call_repr
 
@@ -134,6 +145,7 @@ class Learning(NamedTuple):
         score: the carried score, of the state in units of the filter.
         increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
         count: observations of this series so far.
+        average: of the parameters over time; None where there is none.
     """
 
     params: dict[str, PyTree]
@@ -141,6 +153,7 @@ class Learning(NamedTuple):
     score: Any
     increment: Array
     count: Array
+    average: dict[str, PyTree] | None
 
 
 def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
@@ -149,7 +162,16 @@ def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
         return None
     flat = ravel_pytree(model.params)[0]
     state, count = ascent.build().init(model.params), jnp.zeros((), jnp.int32)
-    return Learning(model.params, state, None, jnp.zeros_like(flat), count)
+    average = None if ascent.averaging_from is None else model.params
+    return Learning(model.params, state, None, jnp.zeros_like(flat), count, average)
+
+
+def begin_score(settings: Any, key: Key, noise: Array, learning: Learning | None) -> Any:
+    """The same with a score of which nothing is known, at draws."""
+    if learning is None:
+        return None
+    score = blank(settings.carried_score, key, noise, learning.increment.shape[0])
+    return learning._replace(score=score)
 
 
 def learn(
@@ -181,7 +203,8 @@ def learn(
     before = None if last is None else last[1].score
     score = settings.carried_score.fit(key, done.noise[:, 0], centred, before)
     params, state = _stepped(settings.ascent, model, learning, increment)
-    learned = Learning(params, state, score, increment, learning.count + 1)
+    average = _averaged(settings.ascent, learning, params)
+    learned = Learning(params, state, score, increment, learning.count + 1, average)
     return done._replace(carried=done.carried._replace(learning=learned))
 
 
@@ -203,6 +226,18 @@ def _scores(model: Adaptive, past: Any, s: Step, done: Outcome) -> tuple[Array, 
         return ravel_pytree(jax.grad(value)(model.params))[0], earlier
 
     return jax.vmap(one)(done.noise)
+
+
+def _averaged(ascent: StochasticAscent, learning: Learning, params: Any) -> Any:
+    if ascent.averaging_from is None:
+        return None
+    count = learning.count + 1 - ascent.averaging_from
+
+    def mix(old: Array, new: Array) -> Array:
+        share = 1 / jnp.maximum(count, 1).astype(new.dtype)
+        return (1 - share) * old + share * new
+
+    return jax.tree.map(mix, learning.average, params)
 
 
 def _stepped(

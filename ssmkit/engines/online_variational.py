@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from ssmkit import keys
 from ssmkit.beliefs import Belief, Gaussian, Particles
@@ -18,8 +17,10 @@ from ssmkit.engines.online_learning import (
     StochasticAscent,
     adaptive,
     begin,
+    begin_score,
     learn,
     model_now,
+    model_told,
 )
 from ssmkit.engines.online_series import infer_series, run_series
 from ssmkit.engines.online_step import Carried, Outcome, blank, take
@@ -185,8 +186,7 @@ class OnlineVariational:
         parts = run_states(self, keys.purpose(key, "time"), model, data, options)
         parts.pop("carries", None)
         if isinstance(model, Adaptive):
-            params = jax.tree.map(lambda a: a[0], parts["carry"].learning.params)
-            learned = dataclasses.replace(model, params=params)
+            learned = model_told(model, jax.tree.map(lambda a: a[0], parts["carry"]))
             values, model = learned.values(), learned.built()
             one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
             parts["params"] = Draws(one, jnp.zeros((1, 1)))
@@ -271,6 +271,10 @@ class OnlineVariational:
         """The model at the parameters that a stream has learned so far."""
         return model_now(model, carry)
 
+    def params_now(self, model: Adaptive, carry: Carried) -> dict[str, Any]:
+        """The parameters that a stream reports."""
+        return model_told(model, carry).values()
+
     def read(self, model: StateSpaceModel, carry: Carried, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the bound so far, in nats."""
         shape = own_law(model, None, Step(0, None, u, None)).event_shape
@@ -297,14 +301,10 @@ class OnlineVariational:
         filter = Filter(mean, nearest(root, full=self.filter == "full"))
         noise_key, begin_key, *fit_keys = jax.random.split(key, 4)
         network, learning = self._begin(begin_key, model, Step(0, None, u, None))
-        noise = jax.random.normal(
-            noise_key, (self.carried_value.num_points, mean.shape[0]), mean.dtype
-        )
+        count = self.carried_value.num_points
+        noise = jax.random.normal(noise_key, (count, mean.shape[0]), mean.dtype)
         value = blank(self.carried_value, fit_keys[0], noise)
-        if learning is not None:
-            count = ravel_pytree(learning.params)[0].shape[0]
-            score = blank(self.carried_score, fit_keys[1], noise, count)
-            learning = learning._replace(score=score)
+        learning = begin_score(self, fit_keys[1], noise, learning)
         bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
         return Carried(filter, still(filter, network), value, bound, learning)
 

@@ -46,8 +46,8 @@ class RecursiveMonteCarlo:
 
     Example:
         >>> import ssmkit as sk
-        >>> sk.OnlineVariational(value=sk.learned.RecursiveMonteCarlo(num_points=100)).value
-        RecursiveMonteCarlo(num_points=100)
+        >>> sk.OnlineVariational(value=sk.learned.RecursiveMonteCarlo(num_points=50)).value
+        RecursiveMonteCarlo(num_points=50)
 
     Source: M. Chagneux, M. Müller, P. Gloaguen, S. Le Corff and J. Olsson (2026), on recursive
     Monte Carlo for online variational inference.

@@ -183,7 +183,8 @@ class Stream:
     def params(self) -> dict[str, Any]:
         """Parameters that are learned as data arrive, as they stand: site to value.
 
-        Of a bank ``(B, …)``. Reading it waits for the last step.
+        With ``averaging_from`` of `StochasticAscent`, their mean over time. Of a bank ``(B, …)``.
+        Reading it waits for the last step.
 
         Raises:
             NotComputed: nothing is learned, or nothing has been seen yet.
@@ -204,7 +205,7 @@ class Stream:
                 "this stream has learned no parameters.",
                 fix="sk.stream(key, sk.OnlineVariational(), program), and an update",
             )
-        return source.engine.model_now(source.model, seen.state.carry).values()
+        return source.engine.params_now(source.model, seen.state.carry)
 
     @property
     def evidence_kind(self) -> str:
