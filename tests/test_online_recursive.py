@@ -6,15 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import pytest
 import quadratic_values as closed
+from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 import ssmkit as sk
 from ssmkit.engines.online_learning import adaptive
 from ssmkit.engines.online_series import run_series
-from ssmkit.learned.backward import Filter, Kernel
+from ssmkit.learned.backward import Filter, Kernel, moved, still
 from ssmkit.learned.past import CloudPast
 from ssmkit.models.base import as_arrays
+from ssmkit.objectives.online_elbo import log_terms, path_of, reward, surrogate
 from ssmkit.smc.recipes import Step
 
 MODEL = as_arrays(
@@ -107,6 +110,44 @@ def test_the_bias_of_the_weights_is_of_the_order_of_one_over_the_cloud():
     error = found.std() / np.sqrt(num_clouds)
     assert abs(bias) > 10 * error
     assert abs(found.mean() - mean - bias) < 0.15 * abs(bias) + 4 * error
+
+
+@pytest.mark.parametrize("path_gradient", [False, True])
+def test_the_slope_through_the_weights_is_that_of_the_whole_bound(path_gradient):
+    """In the mean, of a family that is wrong; beside the slope along paths of the kernel."""
+    eye, flat = jnp.eye(2), jnp.zeros(2)
+    first, second = Filter(flat, 1.2 * eye), Filter(flat + 0.3, 0.8 * eye)
+    kernel = Kernel(second.mean, flat - 0.2, 0.4 * eye, 0.6 * eye, eye / 0.8, 0.6 * eye, None)
+    start, moves = (second, kernel), still(second, None)
+    at = lambda t: Step(t, jnp.asarray(YS[t]), None, None)  # noqa: E731
+    terms = lambda before, x: log_terms(MODEL, at(1), before, x)  # noqa: E731
+    begun = lambda x: log_terms(MODEL, at(0), None, x) - first.log_density(x)  # noqa: E731
+
+    def weighed(key):
+        cloud_key, key = jax.random.split(key)
+        states = jax.vmap(first.draw)(jax.random.normal(cloud_key, (1000, 2)))
+        past = CloudPast(first, states, jax.vmap(begun)(states)[:, None])
+        noise = jax.random.normal(key, (2, 2))
+        run = lambda m: surrogate(terms, past, start, m, noise, path_gradient=path_gradient)  # noqa: E731
+        return ravel_pytree(jax.grad(run)(moves))[0]
+
+    def along(key):
+        noise = jax.random.normal(key, (2, 2))
+
+        def whole(moves):
+            family = moved(start, moves)
+            before, x = path_of(family, noise)
+            return begun(before) + reward(terms, CloudPast(first, None, None), family, (before, x))
+
+        return ravel_pytree(jax.grad(whole)(moves))[0]
+
+    found, exact = (
+        np.array(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(i), count)))
+        for i, (one, count) in enumerate(((weighed, 600), (along, 40_000)))
+    )
+    error = np.hypot(*(a.std(axis=0) / np.sqrt(len(a)) for a in (found, exact)))
+    assert np.all(np.abs(found.mean(axis=0) - exact.mean(axis=0)) < 4.5 * error + 1e-12)
+    assert np.max(np.abs(exact.mean(axis=0)) / (error + 1e-12)) > 20  # there is a slope to be found
 
 
 def program():
