@@ -49,8 +49,7 @@ class RecursiveMonteCarlo:
         >>> sk.OnlineVariational(value=sk.learned.RecursiveMonteCarlo(num_points=50)).value
         RecursiveMonteCarlo(num_points=50)
 
-    Source: M. Chagneux, M. Müller, P. Gloaguen, S. Le Corff and J. Olsson (2026), on recursive
-    Monte Carlo for online variational inference.
+    Source: Chagneux, Müller, Gloaguen, Le Corff and Olsson (2026), arXiv 2602.06579.
     """
 
     num_points: int = 100
