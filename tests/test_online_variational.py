@@ -261,11 +261,12 @@ def test_regressions_find_what_they_can_hold():
     quadratic = lambda a: jnp.array([a[0] * a[1] - a[2] ** 2 + 3.0, a[0] - 2 * a[1]])  # noqa: E731
     values = jax.vmap(quadratic)(z)
     far = jnp.array([8.0, -7.0, 9.0])
-    found = sk.learned.Polynomial(2, ridge=0.0).fit(z, values)
+    key = jax.random.key(0)
+    found = sk.learned.Polynomial(2, ridge=0.0).fit(key, z, values, None)
     np.testing.assert_allclose(found(far), quadratic(far), atol=1e-8)
-    constant = sk.learned.KernelRidge(200).fit(z, jnp.full((200, 1), 41.0))
+    constant = sk.learned.KernelRidge(200).fit(key, z, jnp.full((200, 1), 41.0), None)
     np.testing.assert_allclose(constant(far), 41.0, atol=1e-8)
-    found = sk.learned.KernelRidge(200, ridge=0.1, degree=0).fit(z, values)
+    found = sk.learned.KernelRidge(200, ridge=0.1, degree=0).fit(key, z, values, None)
     square = np.sum((np.array(z)[:, None] - np.array(z)) ** 2, axis=-1)
     width = float(found.bandwidth)
     assert 0.5 < width / np.median(np.sqrt(square[np.triu_indices(200, 1)])) < 2
@@ -381,6 +382,12 @@ class Positive(Tanh):
         ({"ascent": sk.StochasticAscent(power=0.3)}, CURVED, errors.OptionError, "power"),
         ({"ascent": "adam"}, CURVED, errors.OptionError, "ascent says how"),
         ({"ascent": sk.StochasticAscent(burn_in=2.5)}, CURVED, errors.OptionError, "burn_in"),
+        (
+            {"ascent": sk.StochasticAscent(averaging_from=-1)},
+            CURVED,
+            errors.OptionError,
+            "averaging",
+        ),
         ({"ascent": sk.StochasticAscent(rate=-1.0)}, CURVED, errors.OptionError, "rate"),
         ({"filter": "round"}, CURVED, errors.OptionError, "filter"),
         ({"kernel": "round"}, CURVED, errors.OptionError, "kernel"),

@@ -16,6 +16,7 @@ from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.distributions import moments
 from ssmkit.typing import Inputs
 
+PART_COUNTS = {"num_points": 2, "num_steps": 1, "batch_size": 1, "width": 1, "depth": 1}
 COUNTS = {"num_steps": 0, "num_samples": 1, "width": 1, "num_paths": 2}
 
 
@@ -42,16 +43,29 @@ def check_options(engine: Any) -> None:
         part = getattr(engine, name)
         if part is not None and not hasattr(part, "fit"):
             raise OptionError(
-                f"sk.OnlineVariational: {name} must be a regression.",
+                f"sk.OnlineVariational: {name} must be a regression, or recursive Monte Carlo.",
                 got=repr(part),
-                expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), or None",
+                expected="sk.learned.KernelRidge(), sk.learned.Polynomial(), "
+                "sk.learned.NetworkRegression(), sk.learned.RecursiveMonteCarlo(), or None",
             )
+        if part is not None:
+            _check_part(part)
     if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
         raise OptionError(
             f"sk.OnlineVariational: {engine.start!r} is for independent coordinates.",
             got='filter="full"',
             fix='filter="diagonal", or start=sk.learned.LinearisedStart()',
         )
+
+
+def _check_part(part: Any) -> None:
+    check_counts(part, {name: low for name, low in PART_COUNTS.items() if hasattr(part, name)})
+    possible = {
+        "degree": (getattr(part, "degree", 1) in (0, 1, 2), "0, 1 or 2"),
+        "ridge": (getattr(part, "ridge", 0) >= 0, "a number from 0"),
+        "rate": (getattr(part, "rate", 1) > 0, "a number above 0"),
+    }
+    _check_possible(part, possible)
 
 
 def check_ascent(engine: Any, expected: str) -> None:
@@ -67,17 +81,22 @@ def check_ascent(engine: Any, expected: str) -> None:
             got=repr(ascent),
             expected=expected,
         )
-    check_counts(ascent, {"burn_in": 0})
+    averaged = {} if ascent.averaging_from is None else {"averaging_from": 0}
+    check_counts(ascent, {"burn_in": 0} | averaged)
     possible = {
         "rate": (ascent.rate > 0, "a number above 0"),
         "power": (ascent.power == 0 or 0.5 <= ascent.power <= 1, "0, or from 0.5 to 1"),
         "clip": (ascent.clip > 0, "a number above 0"),
     }
+    _check_possible(ascent, possible)
+
+
+def _check_possible(part: Any, possible: dict[str, tuple[bool, str]]) -> None:
     for name, (is_possible, expected) in possible.items():
         if not is_possible:
             raise OptionError(
-                f"sk.StochasticAscent: {name} cannot be.",
-                got=getattr(ascent, name),
+                f"sk.{type(part).__name__}: {name} cannot be.",
+                got=getattr(part, name),
                 expected=expected,
             )
 

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from ssmkit.engines.online_step import Carried, Outcome
+from ssmkit.engines.online_step import Carried, Outcome, blank
 from ssmkit.learned.backward import Filter
-from ssmkit.learned.regression import Fitted
 from ssmkit.models.base import StateSpaceModel, as_arrays
 from ssmkit.models.programs import (
     Program,
@@ -24,7 +23,7 @@ from ssmkit.models.programs import (
 from ssmkit.objectives.online_elbo import log_terms
 from ssmkit.reprs import call_repr
 from ssmkit.smc.recipes import Step
-from ssmkit.typing import Array, Law, PyTree
+from ssmkit.typing import Array, Key, Law, PyTree
 
 
 class Adaptive(StateSpaceModel):
@@ -92,6 +91,13 @@ def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceMode
     return dataclasses.replace(model, params=carried.learning.params)
 
 
+def model_told(model: Adaptive, carried: Carried) -> Adaptive:
+    """The model at the parameters that are reported: their mean over time, where one is kept."""
+    learning = carried.learning
+    average = learning.params if learning.average is None else learning.average
+    return dataclasses.replace(model, params=average)
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class StochasticAscent:
     r"""Steps of the parameters along the increments of the score, by Adam.
@@ -104,6 +110,9 @@ class StochasticAscent:
             steps that never shrink, for parameters that drift.
         burn_in: observations before the first step: filters must settle first.
         clip: longest gradient that is believed; longer ones are shortened.
+        averaging_from: observations before the parameters, unconstrained, are averaged over time
+            (B. Polyak and A. Juditsky, 1992); ``params`` are then their mean, and beliefs and
+            predictions still those of the parameters as they stand. None for no mean.
 
     Example:
         >>> import ssmkit as sk
@@ -115,6 +124,7 @@ class StochasticAscent:
     power: float = 0.6
     burn_in: int = 5
     clip: float = 100.0
+    averaging_from: int | None = None
 
     __repr__ = call_repr
 
@@ -136,6 +146,7 @@ class Learning(NamedTuple):
             that are differentiated, the slopes of what they carry.
         increment: estimate of the last observation's score, \(\nabla \log p(y_t \mid y_{0:t-1})\).
         count: observations of this series so far.
+        average: of the parameters over time; None where there is none.
     """
 
     params: dict[str, PyTree]
@@ -143,6 +154,7 @@ class Learning(NamedTuple):
     score: Any
     increment: Array
     count: Array
+    average: dict[str, PyTree] | None
 
 
 def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
@@ -151,43 +163,68 @@ def begin(ascent: Any, model: StateSpaceModel) -> Learning | None:
         return None
     flat = ravel_pytree(model.params)[0]
     state, count = ascent.build().init(model.params), jnp.zeros((), jnp.int32)
-    return Learning(model.params, state, None, jnp.zeros_like(flat), count)
+    average = None if ascent.averaging_from is None else model.params
+    return Learning(model.params, state, None, jnp.zeros_like(flat), count, average)
+
+
+def begin_score(settings: Any, key: Key, noise: Array, learning: Learning | None) -> Any:
+    """The same with a score of which nothing is known, at draws."""
+    if learning is None:
+        return None
+    score = blank(settings.carried_score, key, noise, learning.increment.shape[0])
+    return learning._replace(score=score)
 
 
 def learn(
-    settings: Any, model: Adaptive, last: tuple[Filter, Learning] | None, s: Step, done: Outcome
+    settings: Any,
+    key: Key,
+    model: Adaptive,
+    last: tuple[Filter, Learning] | None,
+    s: Step,
+    done: Outcome,
 ) -> Outcome:
     """Carry the score on, and step along its increment.
 
     Args:
         settings: the engine.
+        key: of the fit.
         model: the model at the parameters of this step.
         last: filter and learning of the step before; None at the first.
         s: the observation.
-        done: the step, with draws of the state before and the state.
+        done: the step, with the noise of draws of the state and the state before.
     """
     learning: Learning = done.carried.learning
-    before, x = done.draws
-
-    def score_of(before: Any, x: Array) -> Array:
-        def value(params: Any) -> Array:
-            return log_terms(dataclasses.replace(model, params=params).built(), s, before, x)
-
-        return ravel_pytree(jax.grad(value)(model.params))[0]
-
-    scores = jax.vmap(score_of)(before, x)
-    noise = jax.vmap(done.carried.filter.white)(x)
+    past = None if last is None else last[1].score.past(last[0])
+    scores, earlier = _scores(model, past, s, done)
     increment = jnp.mean(scores, axis=0)
-    if last is not None:
-        filter, past = last
-        carried = lambda x: jax.vmap(lambda one: past.score(filter.white(one)))(x)  # noqa: E731
-        earlier = carried(before)
-        again = carried(jax.vmap(filter.draw)(done.noise))
-        increment = increment + jnp.mean(earlier - again, axis=0)
+    if past is not None:
+        increment = increment + jnp.mean(earlier - past.level(done.noise[:, 1]), axis=0)
         scores = scores + earlier
-    score: Fitted = settings.carried_score.fit(noise, scores - jnp.mean(scores, axis=0))
+    centred = scores - jnp.mean(scores, axis=0)
+    before = None if last is None else last[1].score
+    score = settings.carried_score.fit(key, done.noise[:, 0], centred, before)
     learned = ascend(settings.ascent, model, learning, increment, score)
     return done._replace(carried=done.carried._replace(learning=learned))
+
+
+def _scores(model: Adaptive, past: Any, s: Step, done: Outcome) -> tuple[Array, Any]:
+    """At each draw the score of this step, and the carried score of the past."""
+    filter, kernel = done.carried.filter, done.kernel
+
+    def terms(params: Any, before: Any, x: Array) -> Array:
+        return log_terms(dataclasses.replace(model, params=params).built(), s, before, x)
+
+    def one(noise: Array) -> tuple[Array, Any]:
+        x = filter.draw(noise[0])
+        average = lambda function: past.average(function, kernel, x, noise[1])  # noqa: E731
+        if past is None:
+            value, earlier = lambda params: terms(params, None, x), None
+        else:
+            value = lambda params: average(lambda before, _: terms(params, before, x))  # noqa: E731
+            earlier = average(lambda _, carried: carried)
+        return ravel_pytree(jax.grad(value)(model.params))[0], earlier
+
+    return jax.vmap(one)(done.noise)
 
 
 def ascend(
@@ -195,7 +232,20 @@ def ascend(
 ) -> Learning:
     """Step along the score of one observation, and hold what is carried of the score."""
     params, state = _stepped(ascent, model, learning, increment)
-    return Learning(params, state, score, increment, learning.count + 1)
+    average = _averaged(ascent, learning, params)
+    return Learning(params, state, score, increment, learning.count + 1, average)
+
+
+def _averaged(ascent: StochasticAscent, learning: Learning, params: Any) -> Any:
+    if ascent.averaging_from is None:
+        return None
+    count = learning.count + 1 - ascent.averaging_from
+
+    def mix(old: Array, new: Array) -> Array:
+        share = 1 / jnp.maximum(count, 1).astype(new.dtype)
+        return (1 - share) * old + share * new
+
+    return jax.tree.map(mix, learning.average, params)
 
 
 def _stepped(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.engines.observed_information import point_estimates
-from ssmkit.engines.online_learning import Adaptive
+from ssmkit.engines.online_learning import Adaptive, model_told
 from ssmkit.engines.options import RunOptions
 from ssmkit.errors import EngineError
 from ssmkit.models.base import StateSpaceModel
@@ -34,9 +34,8 @@ def refuse_batch(options: RunOptions) -> None:
 
 
 def last_point(target: Program, model: Adaptive, parts: dict[str, Any]) -> StateSpaceModel:
-    """Add the last parameters to the parts of a posterior; returns the model at them."""
-    params = jax.tree.map(lambda a: a[0], parts["carry"].learning.params)
-    learned = dataclasses.replace(model, params=params)
+    """Add the last parameters, or their mean, to the parts of a posterior; the model at them."""
+    learned = model_told(model, jax.tree.map(lambda a: a[0], parts["carry"]))
     values = learned.values()
     one = jax.tree.map(lambda a: jnp.asarray(a)[None, None], values)
     parts["params"] = Draws(one, jnp.zeros((1, 1)))
@@ -45,7 +44,11 @@ def last_point(target: Program, model: Adaptive, parts: dict[str, Any]) -> State
     return learned.built()
 
 
-def by_time(model: Any, params: PyTree) -> dict[str, Array]:
-    """Parameters on their own scale, by time, under the names of diagnostics."""
-    values = jax.vmap(lambda one: dataclasses.replace(model, params=one).values())(params)
-    return {f"online {name}": value for name, value in values.items()}
+def by_time(model: Any, params: tuple[PyTree, PyTree]) -> dict[str, Array]:
+    """Parameters and their means on their own scale, by time, under the names of diagnostics."""
+    found = {}
+    for kind, path in zip(("online", "averaged"), params, strict=True):
+        if path is not None:
+            values = jax.vmap(lambda one: dataclasses.replace(model, params=one).values())(path)
+            found |= {f"{kind} {name}": value for name, value in values.items()}
+    return found

@@ -26,7 +26,7 @@ class Told(NamedTuple):
         filter: beliefs about the present state.
         gain: what the steps added to the bound, in nats.
         ahead: beliefs before the observations.
-        params: those learned so far; None where nothing is learned.
+        params: those learned so far, and their means; None where nothing is learned.
         carried: all that went on, where it was asked for.
     """
 
@@ -57,7 +57,8 @@ def run_series(
 
     def told(done: Outcome, ahead: Belief) -> Told:
         carried = done.carried
-        params = None if carried.learning is None else carried.learning.params
+        learning = carried.learning
+        params = None if learning is None else (learning.params, learning.average)
         return Told(carried.filter, done.gain, ahead, params, carried if keep == "each" else None)
 
     def on(last: Carried, t: Array) -> tuple[Carried, Any]:

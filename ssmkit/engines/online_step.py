@@ -9,14 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.learned.backward import Filter, Kernel, Moves, at_rest, independent, moved
-from ssmkit.learned.regression import Fitted
+from ssmkit.learned.past import CloudPast, Past
 from ssmkit.linalg import compensated_add
 from ssmkit.models.base import StateSpaceModel
-from ssmkit.objectives.online_elbo import Past, log_terms, path_of, surrogate, targets
+from ssmkit.objectives.online_elbo import Family, Terms, log_terms, surrogate, targets
 from ssmkit.smc.recipes import Step
 from ssmkit.typing import Array, Key, Scalar
-
-Family = tuple[Filter, Kernel | None]
 
 
 class Carried(NamedTuple):
@@ -25,14 +23,14 @@ class Carried(NamedTuple):
     Attributes:
         filter: the belief about the present state.
         moves: of the last step; a network goes on, and in the published start the kernel.
-        value: slopes and centred value, of the state in units of the filter.
+        value: of the bound, centred, with slopes where they are fitted; in units of the filter.
         elbo: lower bound of the log evidence in nats, and the rounding error it owes.
         learning: parameters, and what learns them; None where nothing is learned.
     """
 
     filter: Filter
     moves: Moves
-    value: Fitted
+    value: Any
     elbo: tuple[Scalar, Scalar]
     learning: Any
 
@@ -44,20 +42,20 @@ class Outcome(NamedTuple):
         carried: what goes on.
         kernel: the backward kernel; None at the first step.
         gain: what the step added to the bound, in nats.
-        draws: states before and states, with leading axis ``N``.
-        noise: of the states before, ``(N, D)``.
+        noise: of draws of the state, and of the state before, ``(N, 2, D)``.
     """
 
     carried: Carried
     kernel: Kernel | None
     gain: Scalar
-    draws: tuple[Any, Array]
     noise: Array
 
 
-def value_at(filter: Filter, value: Fitted) -> Callable[[Array], Array]:
-    """Slopes and value as a function of the state."""
-    return lambda x: value(filter.white(x))
+def blank(approximator: Any, key: Key, noise: Array, count: int | None = None) -> Any:
+    """What is carried where nothing is known of the past: values, by default those of the bound."""
+    columns = noise.shape[1] + 1 if approximator.needs_slopes else 1
+    nothing = jnp.zeros((noise.shape[0], columns if count is None else count), noise.dtype)
+    return approximator.fit(key, noise, nothing, None)
 
 
 def take(
@@ -73,7 +71,7 @@ def take(
         s: the observation.
         begun: network (or None) and learning state (or None) at the first step; else None.
     """
-    optimise_key, fit_key = jax.random.split(key)
+    optimise_key, *fit_keys = jax.random.split(key, 3)
     past, (start, moves) = _begin(settings, model, last, s, begun)
     apart = settings.kernel == "independent"
     if apart and last is not None:
@@ -90,7 +88,7 @@ def take(
     size = start[0].mean.shape[0]
     moves = free(_descend(settings, optimise_key, loss, moves, size))
     family = jax.lax.stop_gradient(moved(start, moves))
-    return _carry_on(settings, fit_key, terms, past, family, moves, last, begun)
+    return _carry_on(settings, fit_keys, terms, past, family, moves, last, begun)
 
 
 def _begin(settings: Any, model: StateSpaceModel, last: Carried | None, s: Step, begun: Any) -> Any:
@@ -98,8 +96,7 @@ def _begin(settings: Any, model: StateSpaceModel, last: Carried | None, s: Step,
         network, _ = begun
         full = settings.filter == "full"
         return None, settings.start.first(model, s, network, full=full)
-    past = Past(last.filter, value_at(last.filter, last.value))
-    return past, settings.start.later(model, s, last.filter, last.moves)
+    return last.value.past(last.filter), settings.start.later(model, s, last.filter, last.moves)
 
 
 def _descend(
@@ -136,29 +133,30 @@ def draw_noise(key: Key, count: int, size: int, dtype: Any, antithetic: bool) ->
 
 def _carry_on(
     settings: Any,
-    key: Key,
-    terms: Callable[[Any, Array], Scalar],
-    past: Past | None,
+    keys: list[Key],
+    terms: Terms,
+    past: Past | CloudPast | None,
     family: Family,
     moves: Moves,
     last: Carried | None,
     begun: Any,
 ) -> Outcome:
     """Fit what the next step needs on fresh draws, which also say what the bound is now."""
+    draw_key, fit_key = keys
     filter, kernel = family
     dtype = filter.mean.dtype
     approximator = settings.carried_value
     count = approximator.num_points
-    noise = draw_noise(key, count, filter.mean.shape[0], dtype, settings.antithetic)
-    before, x = jax.vmap(lambda e: path_of(family, e))(noise)
-    one = lambda a, e: targets(terms, past, family, a, e)  # noqa: E731 - one line
-    values = jax.vmap(one)(x, noise[:, 1])
+    noise = draw_noise(draw_key, count, filter.mean.shape[0], dtype, settings.antithetic)
+    one = lambda e: targets(terms, past, family, filter.draw(e[0]), e[1])  # noqa: E731 - one line
+    values = jax.vmap(one)(noise)
     gain = jnp.mean(values[:, -1])
-    value = approximator.fit(noise[:, 0], values.at[:, -1].add(-gain))
+    values = values.at[:, -1].add(-gain)
+    before = None if last is None else last.value
+    kept = values if approximator.needs_slopes else values[:, -1:]
+    value = approximator.fit(fit_key, noise[:, 0], kept, before)
     nothing = jnp.zeros((), dtype)
     elbo = (nothing, nothing) if last is None else last.elbo
     elbo = compensated_add(elbo, gain)
     learning = begun[1] if last is None else last.learning
-    return Outcome(
-        Carried(filter, moves, value, elbo, learning), kernel, gain, (before, x), noise[:, 1]
-    )
+    return Outcome(Carried(filter, moves, value, elbo, learning), kernel, gain, noise)

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from ssmkit import keys
 from ssmkit.beliefs import Belief, Gaussian, Particles
@@ -17,12 +16,14 @@ from ssmkit.engines.online_learning import (
     StochasticAscent,
     adaptive,
     begin,
+    begin_score,
     learn,
     model_now,
+    model_told,
 )
 from ssmkit.engines.online_points import last_point, refuse_batch
 from ssmkit.engines.online_series import infer_series, run_series
-from ssmkit.engines.online_step import Carried, Outcome, take
+from ssmkit.engines.online_step import Carried, Outcome, blank, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.learned.backward import Filter, residual, still
@@ -56,9 +57,9 @@ class OnlineVariational:
         filter: ``"full"`` covariances, or ``"diagonal"``.
         kernel: ``"linear"`` in the state after it, or with a ``"network"``; ``"independent"`` of it
             (AELBO-1, with ``value=None``: what is lost by leaving the kernel out).
-        value: what the bound's past is fitted by: `learned.KernelRidge`, `learned.Polynomial`, or
-            None for the bound of one step alone.
-        score: the same for the score of the parameters.
+        value: what carries the bound's past: `learned.KernelRidge`, `learned.Polynomial`,
+            `learned.NetworkRegression`, `learned.RecursiveMonteCarlo`; None: each step alone.
+        score: the same for the score of the parameters, at the draws of the value.
         start: `learned.LinearisedStart` or `learned.PredictedStart`.
         num_steps: gradient steps at each observation.
         num_samples: draws of each gradient step.
@@ -195,14 +196,15 @@ class OnlineVariational:
         self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step
     ) -> tuple[Outcome, Belief]:
         """One step, and the belief about the state before the observation."""
-        step_key, begin_key, ahead_key = jax.random.split(jax.random.fold_in(key, s.t), 3)
+        here = jax.random.split(jax.random.fold_in(key, s.t), 4)
+        step_key, begin_key, ahead_key, score_key = here
         model = model_now(model, last)
         plain = model.built() if isinstance(model, Adaptive) else model
         begun = self._begin(begin_key, model, s) if last is None else None
         done = take(self, step_key, plain, last, s, begun)
         if isinstance(model, Adaptive):
             past = None if last is None else (last.filter, last.learning)
-            done = learn(self, model, past, s, done)
+            done = learn(self, score_key, model, past, s, done)
         return done, self._ahead(ahead_key, plain, last, s)
 
     def _ahead(self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step) -> Particles:
@@ -258,6 +260,10 @@ class OnlineVariational:
         """The model at the parameters that a stream has learned so far."""
         return model_now(model, carry)
 
+    def params_now(self, model: Adaptive, carry: Carried) -> dict[str, Any]:
+        """The parameters that a stream reports."""
+        return model_told(model, carry).values()
+
     def read(self, model: StateSpaceModel, carry: Carried, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the bound so far, in nats."""
         shape = own_law(model, None, Step(0, None, u, None)).event_shape
@@ -282,17 +288,12 @@ class OnlineVariational:
         mean = jnp.ravel(belief.mean())
         root = cholesky_psd(belief.cov().reshape(mean.shape[0], mean.shape[0]))
         filter = Filter(mean, nearest(root, full=self.filter == "full"))
-        noise_key, begin_key = jax.random.split(key)
+        noise_key, begin_key, *fit_keys = jax.random.split(key, 4)
         network, learning = self._begin(begin_key, model, Step(0, None, u, None))
-        noise = jax.random.normal(
-            noise_key, (self.carried_value.num_points, mean.shape[0]), mean.dtype
-        )
-        nothing = jnp.zeros((len(noise), mean.shape[0] + 1), mean.dtype)
-        value = self.carried_value.fit(noise, nothing)
-        if learning is not None:
-            count = ravel_pytree(learning.params)[0].shape[0]
-            score = self.carried_score.fit(noise, jnp.zeros((len(noise), count), mean.dtype))
-            learning = learning._replace(score=score)
+        count = self.carried_value.num_points
+        noise = jax.random.normal(noise_key, (count, mean.shape[0]), mean.dtype)
+        value = blank(self.carried_value, fit_keys[0], noise)
+        learning = begin_score(self, fit_keys[1], noise, learning)
         bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
         return Carried(filter, still(filter, network), value, bound, learning)
 

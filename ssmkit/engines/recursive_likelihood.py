@@ -22,6 +22,7 @@ from ssmkit.engines.online_learning import (
     ascend,
     begin,
     model_now,
+    model_told,
 )
 from ssmkit.engines.online_points import by_time, last_point, refuse_batch
 from ssmkit.engines.options import RunOptions, short_repr
@@ -189,7 +190,7 @@ class RecursiveLikelihood:
                 return None
             told = {name: told[name] for name in ("log_likelihood", "predicted")}
             told["filtered"] = self.read(model, done, s.u)["filtered"]
-            return told | {"params": done.learning.params}
+            return told | {"params": (done.learning.params, done.learning.average)}
 
         def on(last: Carried, t: Array) -> tuple[Carried, Any]:
             done, told = self.step(key, model, last, at(t))
@@ -239,6 +240,10 @@ class RecursiveLikelihood:
     def model_now(self, model: StateSpaceModel, carry: Any) -> StateSpaceModel:
         """The model at the parameters that a stream has learned so far."""
         return model_now(model, carry)
+
+    def params_now(self, model: Adaptive, carry: Any) -> dict[str, PyTree]:
+        """The parameters that a stream has learned so far, or their mean over time."""
+        return model_told(model, carry).values()
 
     def read(self, model: StateSpaceModel, carry: Any, u: PyTree) -> dict[str, Any]:
         """The belief about the present state, and the sum of predictions so far, in nats."""

@@ -12,6 +12,7 @@ from ssmkit.learned.encoders import Windowed as Windowed
 from ssmkit.learned.heads import Network as Network
 from ssmkit.learned.heads import Quadratic as Quadratic
 from ssmkit.learned.heads import Sum as Sum
+from ssmkit.learned.network_regression import NetworkRegression as NetworkRegression
 from ssmkit.learned.pieces import Learned as Learned
 from ssmkit.learned.pieces import Pieces as Pieces
 from ssmkit.learned.proposals import Gaussian as Gaussian
@@ -20,6 +21,7 @@ from ssmkit.learned.proposals import PerStepGaussian as PerStepGaussian
 from ssmkit.learned.quadrature import Quadrature as Quadrature
 from ssmkit.learned.reading import Scale as Scale
 from ssmkit.learned.reading import Setting as Setting
+from ssmkit.learned.recursive import RecursiveMonteCarlo as RecursiveMonteCarlo
 from ssmkit.learned.regression import KernelRidge as KernelRidge
 from ssmkit.learned.regression import Polynomial as Polynomial
 from ssmkit.learned.starts import LinearisedStart as LinearisedStart

@@ -1,4 +1,9 @@
-"""Functions that are carried from step to step: fitted to draws, evaluated at the next ones."""
+"""Functions that are carried from step to step: fitted to draws, evaluated at the next ones.
+
+Each says by ``needs_slopes`` whether slopes are fitted beside the value of the bound. ``fit`` gets
+a key, draws in units of the filter, values there, and the fit of the step before (None at the
+first); what it returns says by ``past(filter)`` how the next step sees it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ssmkit.learned.backward import Filter
+from ssmkit.learned.past import Past
 from ssmkit.linalg import solve_regular
 from ssmkit.reprs import call_repr
-from ssmkit.typing import Array, Float
+from ssmkit.typing import Array, Float, Key
 
 
 class Fitted(eqx.Module):
@@ -39,6 +46,10 @@ class Fitted(eqx.Module):
             return value
         square = jnp.sum((z - self.points) ** 2, axis=1)
         return value + jnp.exp(-0.5 * square / self.bandwidth**2) @ self.weights
+
+    def past(self, filter: Filter) -> Past:
+        """As the next step sees it."""
+        return Past(filter, lambda x: self(filter.white(x)))
 
 
 def powers(z: Float[Array, " D"], degree: int) -> Float[Array, " P"]:
@@ -70,11 +81,15 @@ class Polynomial:
     ridge: float = 1e-6
     num_points: int = 256
 
+    needs_slopes = True
+
     __repr__ = call_repr
 
-    def fit(self, z: Float[Array, "N D"], targets: Float[Array, "N k"]) -> Fitted:
+    def fit(
+        self, key: Key, z: Float[Array, "N D"], targets: Float[Array, "N k"], last: Any
+    ) -> Fitted:
         """Fit values at draws in standard units."""
-        trend, level, _ = _fit_powers(z, targets, self.degree, self.ridge)
+        trend, level, _ = fit_powers(z, targets, self.degree, self.ridge)
         empty = jnp.zeros((0, z.shape[1]), z.dtype)
         nothing = jnp.zeros((0, targets.shape[1]), z.dtype)
         return Fitted(empty, nothing, jnp.ones((), z.dtype), trend, level, self.degree)
@@ -107,11 +122,15 @@ class KernelRidge:
     ridge: float = 1e-2
     degree: int = 1
 
+    needs_slopes = True
+
     __repr__ = call_repr
 
-    def fit(self, z: Float[Array, "N D"], targets: Float[Array, "N k"]) -> Fitted:
+    def fit(
+        self, key: Key, z: Float[Array, "N D"], targets: Float[Array, "N k"], last: Any
+    ) -> Fitted:
         """Fit values at draws in standard units."""
-        trend, level, rest = _fit_powers(z, targets, self.degree, 1e-6)
+        trend, level, rest = fit_powers(z, targets, self.degree, 1e-6)
         square = jnp.sum((z[:, None] - z) ** 2, axis=-1)
         # half of the draws against the other half: independent pairs, and few to sort
         bandwidth = jnp.sqrt(jnp.median(jnp.diagonal(square, z.shape[0] // 3)))
@@ -131,16 +150,20 @@ class Nothing:
 
     num_points: int = 256
 
+    needs_slopes = False
+
     __repr__ = call_repr
 
-    def fit(self, z: Float[Array, "N D"], targets: Float[Array, "N k"]) -> Fitted:
+    def fit(
+        self, key: Key, z: Float[Array, "N D"], targets: Float[Array, "N k"], last: Any
+    ) -> Fitted:
         """Zero, whatever the values."""
         size, count = z.shape[1], targets.shape[1]
         empty, none = jnp.zeros((0, size), z.dtype), jnp.zeros((0, count), z.dtype)
         return Fitted(empty, none, jnp.ones((), z.dtype), none, jnp.zeros(count, z.dtype), 0)
 
 
-def _fit_powers(z: Array, targets: Array, degree: int, ridge: float) -> tuple[Array, Array, Any]:
+def fit_powers(z: Array, targets: Array, degree: int, ridge: float) -> tuple[Array, Array, Any]:
     """Coefficients, constant part, and what is left over."""
     level = jnp.mean(targets, axis=0)
     features = jax.vmap(lambda one: powers(one, degree))(z)

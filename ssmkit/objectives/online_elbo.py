@@ -8,8 +8,9 @@ r"""The evidence lower bound of a backward factorisation, one observation at a t
 
 Its gradient in what belongs to time ``t`` needs the slope \(T_t = \partial V_t / \partial x_t\),
 and its gradient in the model's parameters \(S_t = \partial V_t / \partial\theta\); both follow
-recursions of the same kind. With \(T = 0\) and \(S = 0\) what remains is the bound of one step
-(AELBO-2).
+recursions of the same kind. Where values at a cloud of draws are carried and the kernel weighs them
+(`CloudPast`), the slope is that of the weights. With \(T = 0\) and \(S = 0\) what remains is the
+bound of one step (AELBO-2).
 
 Source: A. Campbell, Y. Shi, T. Rainforth and A. Doucet (2021), Online variational filtering and
 parameter learning.
@@ -18,32 +19,21 @@ parameter learning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from ssmkit.learned.backward import Filter, Kernel, Moves, moved
+from ssmkit.learned.past import CloudPast, Past
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import log_density
 from ssmkit.smc.proposals import own_law
 from ssmkit.smc.recipes import Step, log_emission
 from ssmkit.typing import Array, Float, Scalar
 
-Carried = Callable[[Float[Array, " D"]], Float[Array, " k"]]
-
-
-class Past(NamedTuple):
-    """What a step goes on from; None at the first.
-
-    Attributes:
-        filter: the filter of the time before.
-        value: slopes ``T`` and, last, the value ``V`` at a state of that time.
-    """
-
-    filter: Filter
-    value: Carried
+Family = tuple[Filter, Kernel | None]
+Terms = Callable[[Any, Array], Scalar]
 
 
 def log_terms(model: StateSpaceModel, s: Step, before: Array | None, x: Array) -> Scalar:
@@ -55,9 +45,9 @@ def log_terms(model: StateSpaceModel, s: Step, before: Array | None, x: Array) -
 
 
 def reward(
-    terms: Callable[[Any, Array], Scalar],
-    past: Past | None,
-    family: tuple[Filter, Kernel | None],
+    terms: Terms,
+    past: Past | CloudPast | None,
+    family: Family,
     path: tuple[Any, Array],
 ) -> Scalar:
     """What one step adds to the bound at a state and the one before, in nats."""
@@ -69,7 +59,7 @@ def reward(
     return own + past.filter.log_density(before) - kernel.log_density(before, x)
 
 
-def path_of(family: tuple[Filter, Kernel | None], noise: Float[Array, "2 D"]) -> tuple[Any, Array]:
+def path_of(family: Family, noise: Float[Array, "2 D"]) -> tuple[Any, Array]:
     """The state before, and the state, that belong to noise."""
     filter, kernel = family
     x = filter.draw(noise[0])
@@ -77,9 +67,9 @@ def path_of(family: tuple[Filter, Kernel | None], noise: Float[Array, "2 D"]) ->
 
 
 def surrogate(
-    terms: Callable[[Any, Array], Scalar],
-    past: Past | None,
-    start: tuple[Filter, Kernel | None],
+    terms: Terms,
+    past: Past | CloudPast | None,
+    start: Family,
     moves: Moves,
     noise: Float[Array, "2 D"],
     *,
@@ -97,43 +87,55 @@ def surrogate(
             variance remains (G. Roeder, Y. Wu and D. Duvenaud, 2017).
     """
     family = moved(start, moves)
-    path = path_of(family, noise)
     scored = jax.lax.stop_gradient(family) if path_gradient else family
-    value = reward(terms, past, scored, path)
-    if past is None:
-        return value
-    slope_and_value = jax.lax.stop_gradient(past.value(path[0]))
-    along = slope_and_value[:-1] @ path[0]
-    return value + along - jax.lax.stop_gradient(along) + slope_and_value[-1]
+    return value_of(terms, past, family, scored, family[0].draw(noise[0]), noise[1])
+
+
+def value_of(
+    terms: Terms,
+    past: Past | CloudPast | None,
+    family: Family,
+    scored: Family,
+    x: Float[Array, " D"],
+    noise: Float[Array, " D"],
+) -> Scalar:
+    r"""The recursion's right-hand side at one state: past and reward, averaged by the kernel.
+
+    Args:
+        terms: log density of move and observation.
+        past: what the step goes on from, or None.
+        family: filter and kernel, by which states before are drawn or weighed.
+        scored: the same in the reward, where its own gradient may be left out.
+        x: the state.
+        noise: of the state before, where one is drawn.
+    """
+    if past is None or family[1] is None:
+        return reward(terms, past, scored, (None, x))
+
+    def behind(before: Array, carried: Array) -> Scalar:
+        return reward(terms, past, scored, (before, x)) + _with_slope(carried, before)
+
+    return past.average(behind, family[1], x, noise)
+
+
+def _with_slope(carried: Float[Array, " k"], before: Float[Array, " D"]) -> Scalar:
+    """The carried value, whose slope in the state is the carried slope, where there is one."""
+    carried = jax.lax.stop_gradient(carried)
+    if carried.shape[0] == 1:
+        return carried[0]
+    along = carried[:-1] @ before
+    return along - jax.lax.stop_gradient(along) + carried[-1]
 
 
 def targets(
-    terms: Callable[[Any, Array], Scalar],
-    past: Past | None,
-    family: tuple[Filter, Kernel | None],
+    terms: Terms,
+    past: Past | CloudPast | None,
+    family: Family,
     x: Float[Array, " D"],
     noise: Float[Array, " D"],
 ) -> Float[Array, " D1"]:
     """Slope and value at one state, whose conditional means are those of the recursion."""
     family = jax.lax.stop_gradient(family)
-
-    def value(x: Array) -> Scalar:
-        kernel = family[1]
-        if past is None or kernel is None:
-            return reward(terms, past, family, (None, x))
-        before = kernel.draw(x, noise)
-        total = reward(terms, past, family, (before, x))
-        carried = jax.lax.stop_gradient(past.value(before))
-        along = carried[:-1] @ before
-        return total + along - jax.lax.stop_gradient(along) + carried[-1]
-
+    value = lambda x: value_of(terms, past, family, family, x, noise)  # noqa: E731 - one line
     level, slope = jax.value_and_grad(value)(x)
     return jnp.append(slope, level)
-
-
-def score(
-    terms_at: Callable[[Any], Callable[[Any, Array], Scalar]], params: Any, path: tuple[Any, Array]
-) -> Float[Array, " P"]:
-    """Gradient of one step's log densities in the parameters, as one vector."""
-    slope = jax.grad(lambda at: terms_at(at)(*path))(params)
-    return jnp.concatenate([jnp.ravel(a) for a in jax.tree.leaves(eqx.filter(slope, eqx.is_array))])

@@ -205,7 +205,8 @@ class Stream:
     def params(self) -> dict[str, Any]:
         """Parameters that are learned as data arrive, as they stand: site to value.
 
-        Of a bank ``(B, …)``. Reading it waits for the last step.
+        With ``averaging_from`` of `StochasticAscent`, their mean over time. Of a bank ``(B, …)``.
+        Reading it waits for the last step.
 
         Raises:
             NotComputed: nothing is learned, or nothing has been seen yet.

@@ -117,7 +117,7 @@ class Stepper:
                 "this stream has learned no parameters.",
                 fix="sk.stream(key, sk.OnlineVariational(), program), and an update",
             )
-        return source.engine.model_now(source.model, seen.state.carry).values()
+        return source.engine.params_now(source.model, seen.state.carry)
 
     def alarm(self) -> Alarm:
         """The running alarm, as it stands."""
