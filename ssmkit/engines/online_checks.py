@@ -64,6 +64,7 @@ def _check_part(part: Any) -> None:
         "degree": (getattr(part, "degree", 1) in (0, 1, 2), "0, 1 or 2"),
         "ridge": (getattr(part, "ridge", 0) >= 0, "a number from 0"),
         "rate": (getattr(part, "rate", 1) > 0, "a number above 0"),
+        "held_out": (0 <= getattr(part, "held_out", 0) <= 0.5, "a number from 0 to 0.5"),
     }
     _check_possible(part, possible)
 

@@ -129,7 +129,7 @@ class OnlineVariational:
         settings: dict[str, Any] = {
             "filter": "diagonal",
             "kernel": "network",
-            "value": KernelRidge(num_points=100, ridge=0.1, degree=0),
+            "value": KernelRidge(num_points=100, ridge=0.1, degree=0, held_out=0.0),
             "start": PredictedStart(),
             "num_steps": 500,
             "num_samples": 10,
