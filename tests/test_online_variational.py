@@ -266,7 +266,7 @@ def test_regressions_find_what_they_can_hold():
     np.testing.assert_allclose(found(far), quadratic(far), atol=1e-8)
     constant = sk.learned.KernelRidge(200).fit(key, z, jnp.full((200, 1), 41.0), None)
     np.testing.assert_allclose(constant(far), 41.0, atol=1e-8)
-    found = sk.learned.KernelRidge(200, ridge=0.1, degree=0).fit(key, z, values, None)
+    found = sk.learned.KernelRidge(200, ridge=0.1, degree=0, held_out=0.0).fit(key, z, values, None)
     square = np.sum((np.array(z)[:, None] - np.array(z)) ** 2, axis=-1)
     width = float(found.bandwidth)
     assert 0.5 < width / np.median(np.sqrt(square[np.triu_indices(200, 1)])) < 2
@@ -276,6 +276,24 @@ def test_regressions_find_what_they_can_hold():
     expected = gram[7] @ weights + level
     np.testing.assert_allclose(found(z[7]), expected, atol=1e-8)
     assert powers(z[0], 2).shape == (9,)
+
+
+def test_draws_that_are_held_out_keep_noise_from_being_carried():
+    """As many coordinates as draws: what is fitted to noise predicts nothing, and is left out."""
+    key, other = jax.random.split(jax.random.key(0))
+    half = jax.random.normal(key, (64, 80))
+    z = jnp.concatenate([half, -half])
+    signal = lambda a: jnp.array([0.0, 3.0 * a[0]])  # noqa: E731 - one line
+    values = jax.vmap(signal)(z) + jax.random.normal(other, (128, 2))
+    fresh = jax.random.normal(jax.random.key(1), (500, 80))
+    for part in (sk.learned.KernelRidge(128), sk.learned.Polynomial(1, held_out=0.25)):
+        errors_of = []
+        for share in (0.0, 0.25):
+            found = dataclasses.replace(part, held_out=share).fit(key, z, values, None)
+            gap = jax.vmap(found)(fresh) - jax.vmap(signal)(fresh)
+            errors_of.append(jnp.mean(gap**2, axis=0))
+        assert errors_of[1][0] < 0.25 * errors_of[0][0]
+        assert errors_of[1][1] < 9.0  # which is what carrying nothing makes
 
 
 def program():

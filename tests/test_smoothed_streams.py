@@ -96,11 +96,15 @@ class Changing(Walk):
 
 WALK, CHANGING = Walk(jnp.array(0.5)), Changing(jnp.linspace(0.2, 2.0, LENGTH))
 WAVE = Wave(jnp.array(0.5))
+VARIATIONAL = sk.OnlineVariational(
+    num_steps=0, num_paths=20, value=sk.learned.Polynomial(num_points=40)
+)
 ROWS = {
     "kalman": (sk.Kalman(), LINEAR, PAIRS, None, None),
     "square_root": (sk.Kalman(form="square_root"), CHANGING, SCALARS, None, None),
     "diffuse": (sk.Kalman(), TREND, SCALARS, None, None),
     "unscented": (sk.UnscentedKalman(), WAVE, SCALARS, PUSH, None),
+    "variational": (VARIATIONAL, WALK, SCALARS, None, None),
     "finite": (sk.ForwardBackward(), COINS, COUNTS, None, SEEN),
     "finite-inputs": (
         sk.ForwardBackward(),

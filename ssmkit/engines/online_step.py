@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssmkit.learned.backward import Filter, Kernel, Moves, at_rest, independent, moved
+from ssmkit.learned.backward import Filter, Kernel, Moves, at_rest, independent, moved, no_kernel
 from ssmkit.learned.past import CloudPast, Past
 from ssmkit.linalg import compensated_add
 from ssmkit.models.base import StateSpaceModel
@@ -22,6 +22,7 @@ class Carried(NamedTuple):
 
     Attributes:
         filter: the belief about the present state.
+        kernel: from that state to the one before; zeros where there is none before.
         moves: of the last step; a network goes on, and in the published start the kernel.
         value: of the bound, centred, with slopes where they are fitted; in units of the filter.
         elbo: lower bound of the log evidence in nats, and the rounding error it owes.
@@ -29,6 +30,7 @@ class Carried(NamedTuple):
     """
 
     filter: Filter
+    kernel: Kernel
     moves: Moves
     value: Any
     elbo: tuple[Scalar, Scalar]
@@ -159,4 +161,6 @@ def _carry_on(
     elbo = (nothing, nothing) if last is None else last.elbo
     elbo = compensated_add(elbo, gain)
     learning = begun[1] if last is None else last.learning
-    return Outcome(Carried(filter, moves, value, elbo, learning), kernel, gain, noise)
+    looks_back = no_kernel(filter, moves.network) if kernel is None else kernel
+    carried = Carried(filter, looks_back, moves, value, elbo, learning)
+    return Outcome(carried, kernel, gain, noise)

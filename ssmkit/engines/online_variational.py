@@ -22,11 +22,12 @@ from ssmkit.engines.online_learning import (
     model_told,
 )
 from ssmkit.engines.online_points import last_point, refuse_batch
+from ssmkit.engines.online_paths import BackwardPaths
 from ssmkit.engines.online_series import infer_series, run_series
 from ssmkit.engines.online_step import Carried, Outcome, blank, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
-from ssmkit.learned.backward import Filter, residual, still
+from ssmkit.learned.backward import Filter, no_kernel, residual, still
 from ssmkit.learned.regression import KernelRidge, Nothing, Polynomial
 from ssmkit.learned.starts import LinearisedStart, PredictedStart, nearest
 from ssmkit.linalg import cholesky_psd
@@ -295,7 +296,16 @@ class OnlineVariational:
         value = blank(self.carried_value, fit_keys[0], noise)
         learning = begin_score(self, fit_keys[1], noise, learning)
         bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
-        return Carried(filter, still(filter, network), value, bound, learning)
+        moves = still(filter, network)
+        return Carried(filter, no_kernel(filter, network), moves, value, bound, learning)
+
+    def smooth(
+        self, key: Key, model: StateSpaceModel, carries: Carried, times: Array, us: Inputs
+    ) -> Belief:
+        """Beliefs about the last states of a stream, by the kernels between them."""
+        shape = own_law(model, None, Step(0, None, input_at(us, 0), None)).event_shape
+        kernels = jax.tree.map(lambda a: a[1:], carries.kernel)
+        return BackwardPaths(carries.filter, kernels, shape).marginals(key, self.num_paths)
 
     def forecast(
         self, key: Key, model: StateSpaceModel, carry: Carried, start: Any, num_steps: int, us: Any

@@ -172,9 +172,16 @@ def at_rest(moves: Moves) -> Moves:
 
 def independent(last: Filter) -> Kernel:
     """The kernel that looks at nothing: the filter of the time before."""
-    zeros, ones = jnp.zeros_like(last.mean), jnp.ones_like(last.mean)
+    zeros, unit = jnp.zeros_like(last.mean), inverse(last.factor)
     flat = jnp.zeros((zeros.shape[0],) * 2, zeros.dtype)
-    return Kernel(zeros, last.mean, flat, last.factor, ones, last.factor, None)
+    return Kernel(zeros, last.mean, flat, last.factor, unit, last.factor, None)
+
+
+def no_kernel(filter: Filter, network: Residual | None) -> Kernel:
+    """Zeros of the shape of a kernel, for the first time, which has none."""
+    flat = jnp.zeros((filter.mean.shape[0],) * 2, filter.mean.dtype)
+    mean, factor = jnp.zeros_like(filter.mean), jnp.zeros_like(filter.factor)
+    return Kernel(mean, mean, flat, factor, factor, factor, network)
 
 
 def moved(start: tuple[Filter, Kernel | None], moves: Moves) -> tuple[Filter, Kernel | None]:
