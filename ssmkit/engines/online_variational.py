@@ -21,8 +21,8 @@ from ssmkit.engines.online_learning import (
     model_now,
     model_told,
 )
-from ssmkit.engines.online_points import last_point, refuse_batch
 from ssmkit.engines.online_paths import BackwardPaths
+from ssmkit.engines.online_points import last_point, refuse_batch
 from ssmkit.engines.online_series import infer_series, run_series
 from ssmkit.engines.online_step import Carried, Outcome, blank, take
 from ssmkit.engines.options import RunOptions, short_repr
