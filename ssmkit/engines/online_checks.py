@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ssmkit.engines.online_learning import StochasticAscent
+from ssmkit.engines.online_learning import Adaptive, StochasticAscent
+from ssmkit.engines.online_points import refuse_batch
 from ssmkit.engines.options import check_counts
 from ssmkit.engines.smc_checks import require_density
 from ssmkit.engines.state_checks import require_real_states
-from ssmkit.errors import OptionError
+from ssmkit.errors import EngineError, OptionError
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.distributions import moments
 from ssmkit.typing import Inputs
@@ -50,6 +51,12 @@ def check_options(engine: Any) -> None:
             )
         if part is not None:
             _check_part(part)
+    if engine.amortised is not None and not hasattr(engine.amortised, "build"):
+        raise OptionError(
+            "sk.OnlineVariational: amortised must say how a network is built.",
+            got=repr(engine.amortised),
+            expected="sk.learned.Amortised(), or None",
+        )
     if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
         raise OptionError(
             f"sk.OnlineVariational: {engine.start!r} is for independent coordinates.",
@@ -100,6 +107,32 @@ def _check_possible(part: Any, possible: dict[str, tuple[bool, str]]) -> None:
                 got=getattr(part, name),
                 expected=expected,
             )
+
+
+def check_learning(engine: Any, model: StateSpaceModel, options: Any) -> None:
+    """Refuse what cannot be learned together.
+
+    Raises:
+        EngineError: parameters from a batch, or beside a network that belongs to fixed ones.
+        OptionError: something learned, for an engine without a network.
+    """
+    if engine.amortised is None and options.learned is not None:
+        raise OptionError(
+            f"{engine!r} does not learn ahead.",
+            got="learned=...",
+            expected="None",
+            fix="drop learned=, or amortised=sk.learned.Amortised()",
+        )
+    if not isinstance(model, Adaptive):
+        return
+    if engine.amortised is not None:
+        raise EngineError(
+            "an amortised network belongs to one model, and here parameters move.",
+            got=f"{model.program!r} with free sites",
+            expected="a model, or amortised=None",
+            fix="amortised=None; or fit the parameters first, and hand over posterior.model",
+        )
+    refuse_batch(options)
 
 
 def check_model(engine: Any, model: StateSpaceModel, us: Inputs) -> None:

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from ssmkit.engines.online_step import Carried, Outcome, blank
 from ssmkit.learned.backward import Filter
 from ssmkit.models.base import StateSpaceModel, as_arrays
+from ssmkit.models.following import Following
 from ssmkit.models.programs import (
     Program,
     build,
@@ -23,10 +24,10 @@ from ssmkit.models.programs import (
 from ssmkit.objectives.online_elbo import log_terms
 from ssmkit.reprs import call_repr
 from ssmkit.smc.recipes import Step
-from ssmkit.typing import Array, Key, Law, PyTree
+from ssmkit.typing import Array, Key, PyTree
 
 
-class Adaptive(StateSpaceModel):
+class Adaptive(Following):
     """The model of a program at parameters that move on as data arrive.
 
     Attributes:
@@ -45,36 +46,10 @@ class Adaptive(StateSpaceModel):
         """The parameters on their own scale."""
         return constrain(free_sites(self.program), self.params)
 
-    def initial(self, u: PyTree) -> Law:
-        """Return the law of ``x_0``."""
-        return self.built().initial(u)
-
-    def transition(self, x: Array, u: PyTree) -> Law:
-        """Return the law of ``x_t`` given ``x_{t-1} = x``."""
-        return self.built().transition(x, u)
-
-    def emission(self, x: Array, u: PyTree) -> Law:
-        """Return the law of ``y_t`` given ``x_t = x``."""
-        return self.built().emission(x, u)
-
-    def at(self, t: int | Array) -> StateSpaceModel:
-        """Return the model that rules the step into time ``t``."""
-        return self.built().at(t)
-
     @property
-    def num_steps(self) -> int | None:
-        """Number of steps of a model whose parameters change with time, else None."""
-        return self.built().num_steps
-
-    @property
-    def state_names(self) -> tuple[str, ...] | None:
-        """Names of the state coordinates."""
-        return self.built().state_names
-
-    @property
-    def observation_names(self) -> tuple[str, ...] | None:
-        """Names of the observation coordinates."""
-        return self.built().observation_names
+    def followed(self) -> StateSpaceModel:
+        """The model at these parameters."""
+        return self.built()
 
 
 def adaptive(program: Program, values: dict[str, PyTree] | None = None) -> Adaptive:

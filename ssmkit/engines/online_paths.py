@@ -11,11 +11,9 @@ import jax.numpy as jnp
 
 from ssmkit.beliefs import Gaussian, Particles
 from ssmkit.learned.backward import Filter, Kernel
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.base import StateSpaceModel, log_joint
 from ssmkit.models.distributions import covariance_of
-from ssmkit.objectives.online_elbo import log_terms
-from ssmkit.smc.recipes import steps_of
-from ssmkit.typing import Array, Float, Key
+from ssmkit.typing import Array, Float, Key, Scalar
 
 
 class BackwardPaths(eqx.Module):
@@ -44,37 +42,40 @@ class BackwardPaths(eqx.Module):
 
     def sample(self, key: Key, num_paths: int) -> Array:
         """Draw whole paths ``(n, T, *state)``."""
-        paths = jax.vmap(lambda k: self.draw(k)[0])(jax.random.split(key, num_paths))
+        paths = jax.vmap(self.draw)(jax.random.split(key, num_paths))
         return paths.reshape(*paths.shape[:2], *self.event_shape)
 
-    def draw(self, key: Key) -> tuple[Float[Array, "T D"], Array]:
-        """One path, flat, and its log density in nats."""
+    def draw(self, key: Key) -> Float[Array, "T D"]:
+        """One path, flat."""
         noise = jax.random.normal(key, self.filters.mean.shape, self.filters.mean.dtype)
         end = self.last.draw(noise[-1])
 
-        def back(later: tuple[Array, Array], at: tuple[Kernel, Array]) -> Any:
-            x, log_density = later
+        def back(x: Array, at: tuple[Kernel, Array]) -> tuple[Array, Array]:
             kernel, eps = at
             before = kernel.draw(x, eps)
-            return (before, log_density + kernel.log_density(before, x)), before
+            return before, before
 
-        start = (end, self.last.log_density(end))
-        found = jax.lax.scan(back, start, (self.kernels, noise[:-1]), reverse=True)
-        (_, log_density), earlier = found
-        return jnp.concatenate([earlier, end[None]]), log_density
+        earlier = jax.lax.scan(back, end, (self.kernels, noise[:-1]), reverse=True)[1]
+        return jnp.concatenate([earlier, end[None]])
+
+    def log_density(self, path: Float[Array, "T D"]) -> Scalar:
+        """Log density of a path, in nats."""
+        each = jax.vmap(lambda kernel, before, x: kernel.log_density(before, x))
+        moves = each(self.kernels, path[:-1], path[1:])
+        return self.last.log_density(path[-1]) + jnp.sum(moves)
+
+    def log_joint(self, path: Float[Array, "T D"], model: StateSpaceModel, series: tuple) -> Scalar:
+        """Log density of a path and of what was observed, in nats."""
+        return log_joint(model, path.reshape(-1, *self.event_shape), *series)
 
     def bounds(
         self, key: Key, num_paths: int, model: StateSpaceModel, series: tuple
     ) -> Float[Array, " n"]:
         """Log of joint over own density of fresh paths, whose mean is the bound, in nats."""
-        at = steps_of(*jax.tree.map(jnp.asarray, series))
 
-        def one(key: Key) -> Array:
-            path, log_density = self.draw(key)
-            times = jnp.arange(1, path.shape[0])
-            first = log_terms(model, at(0), None, path[0])
-            moves = jax.vmap(lambda t: log_terms(model, at(t), path[t - 1], path[t]))(times)
-            return first + jnp.sum(moves) - log_density
+        def one(key: Key) -> Scalar:
+            path = self.draw(key)
+            return self.log_joint(path, model, series) - self.log_density(path)
 
         return jax.lax.map(one, jax.random.split(key, num_paths), batch_size=100)
 

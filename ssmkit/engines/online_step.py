@@ -27,6 +27,7 @@ class Carried(NamedTuple):
         value: of the bound, centred, with slopes where they are fitted; in units of the filter.
         elbo: lower bound of the log evidence in nats, and the rounding error it owes.
         learning: parameters, and what learns them; None where nothing is learned.
+        hidden: what an amortised network has read; None without one.
     """
 
     filter: Filter
@@ -35,6 +36,7 @@ class Carried(NamedTuple):
     value: Any
     elbo: tuple[Scalar, Scalar]
     learning: Any
+    hidden: Any = None
 
 
 class Outcome(NamedTuple):
@@ -61,7 +63,13 @@ def blank(approximator: Any, key: Key, noise: Array, count: int | None = None) -
 
 
 def take(
-    settings: Any, key: Key, model: StateSpaceModel, last: Carried | None, s: Step, begun: Any
+    settings: Any,
+    key: Key,
+    model: StateSpaceModel,
+    last: Carried | None,
+    s: Step,
+    begun: Any,
+    hidden: Any = None,
 ) -> Outcome:
     """Take one observation.
 
@@ -72,6 +80,7 @@ def take(
         last: what the step before left; None at the first.
         s: the observation.
         begun: network (or None) and learning state (or None) at the first step; else None.
+        hidden: what an amortised network has read, which goes on.
     """
     optimise_key, *fit_keys = jax.random.split(key, 3)
     past, (start, moves) = _begin(settings, model, last, s, begun)
@@ -90,7 +99,8 @@ def take(
     size = start[0].mean.shape[0]
     moves = free(_descend(settings, optimise_key, loss, moves, size))
     family = jax.lax.stop_gradient(moved(start, moves))
-    return _carry_on(settings, fit_keys, terms, past, family, moves, last, begun)
+    done = _carry_on(settings, fit_keys, terms, past, family, moves, last, begun)
+    return done._replace(carried=done.carried._replace(hidden=hidden))
 
 
 def _begin(settings: Any, model: StateSpaceModel, last: Carried | None, s: Step, begun: Any) -> Any:

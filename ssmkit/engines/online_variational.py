@@ -9,28 +9,26 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit import keys
-from ssmkit.beliefs import Belief, Gaussian, Particles
-from ssmkit.engines.online_checks import check_model, check_options
+from ssmkit.beliefs import Belief, Gaussian
+from ssmkit.engines.online_amortised import Guided, network_for, require_network
+from ssmkit.engines.online_checks import check_learning, check_model, check_options
 from ssmkit.engines.online_learning import (
     Adaptive,
     StochasticAscent,
     adaptive,
-    begin,
-    begin_score,
     learn,
     model_now,
     model_told,
 )
 from ssmkit.engines.online_paths import BackwardPaths
-from ssmkit.engines.online_points import last_point, refuse_batch
+from ssmkit.engines.online_points import last_point
 from ssmkit.engines.online_series import infer_series, run_series
-from ssmkit.engines.online_step import Carried, Outcome, blank, take
+from ssmkit.engines.online_start import begin_at, draws_ahead, first_parts
+from ssmkit.engines.online_step import Carried, Outcome, take
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
-from ssmkit.learned.backward import Filter, no_kernel, residual, still
 from ssmkit.learned.regression import KernelRidge, Nothing, Polynomial
-from ssmkit.learned.starts import LinearisedStart, PredictedStart, nearest
-from ssmkit.linalg import cholesky_psd
+from ssmkit.learned.starts import LinearisedStart, PredictedStart
 from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
 from ssmkit.models.programs import Program
 from ssmkit.posterior import Data, Posterior
@@ -62,6 +60,8 @@ class OnlineVariational:
             `learned.NetworkRegression`, `learned.RecursiveMonteCarlo`; None: each step alone.
         score: the same for the score of the parameters, at the draws of the value.
         start: `learned.LinearisedStart` or `learned.PredictedStart`.
+        amortised: `learned.Amortised`, one network for all times and series, learned before the
+            first observation, that moves the start; or None.
         num_steps: gradient steps at each observation.
         num_samples: draws of each gradient step.
         learning_rate: of Adam, in standard deviations of the start.
@@ -97,6 +97,7 @@ class OnlineVariational:
     value: Any = KernelRidge()
     score: Any = Polynomial()
     start: Any = LinearisedStart()
+    amortised: Any = None
     num_steps: int = 100
     num_samples: int = 32
     learning_rate: float = 0.03
@@ -110,6 +111,7 @@ class OnlineVariational:
 
     evidence_kind = "lower bound"
     has_gradient = False
+    takes_learned = True
     always_shown = ("num_steps",)
     non_finite_hint = (
         "a density is not finite where the filter draws states: an observation that the model "
@@ -176,9 +178,14 @@ class OnlineVariational:
     def fit(self, key: Key, target: Any, data: Data, options: RunOptions) -> Posterior:
         """Filter, smooth, and learn what is free; called by `infer`."""
         model = self.model_of(target)
-        if isinstance(model, Adaptive):
-            refuse_batch(options)
-        parts = run_states(self, keys.purpose(key, "time"), model, data, options)
+        check_learning(self, model, options)
+        if self.amortised is None:
+            parts = run_states(self, keys.purpose(key, "time"), model, data, options)
+        else:
+            network, report = network_for(self, keys.purpose(key, "learning"), model, data, options)
+            guided = self.learned_model(model, network)
+            parts = run_states(self, keys.purpose(key, "time"), guided, data, options)
+            parts |= {"learned": network, "diagnostics": report}
         parts.pop("carries", None)
         if isinstance(model, Adaptive):
             model = last_point(target, model, parts)
@@ -186,12 +193,9 @@ class OnlineVariational:
         of = "data given parameters"
         return Posterior(self, target, data, model, parts, self, self.evidence_kind, of)
 
-    def _begin(self, key: Key, model: StateSpaceModel, s: Step) -> tuple[Any, Any]:
-        mean = jnp.ravel(own_law(model, None, s).mean)
-        network = None
-        if self.kernel == "network":
-            network = residual(key, mean.shape[0], self.width, mean.dtype)
-        return network, begin(self.ascent, model)
+    def learned_model(self, model: StateSpaceModel, network: Any) -> StateSpaceModel:
+        """What a stream of a posterior follows: its model, with the network that was learned."""
+        return model if network is None else Guided(model, network)
 
     def step(
         self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step
@@ -200,26 +204,17 @@ class OnlineVariational:
         here = jax.random.split(jax.random.fold_in(key, s.t), 4)
         step_key, begin_key, ahead_key, score_key = here
         model = model_now(model, last)
-        plain = model.built() if isinstance(model, Adaptive) else model
-        begun = self._begin(begin_key, model, s) if last is None else None
-        done = take(self, step_key, plain, last, s, begun)
+        settings, hidden, plain = self, None, model
+        if isinstance(model, Adaptive):
+            plain = model.built()
+        elif self.amortised is not None:
+            settings, hidden, plain = require_network(self, model).settings(self, last, s)
+        begun = first_parts(self, begin_key, model, s) if last is None else None
+        done = take(settings, step_key, plain, last, s, begun, hidden)
         if isinstance(model, Adaptive):
             past = None if last is None else (last.filter, last.learning)
             done = learn(self, score_key, model, past, s, done)
-        return done, self._ahead(ahead_key, plain, last, s)
-
-    def _ahead(self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step) -> Particles:
-        law = own_law(model, None, s)
-        shape, dtype = law.event_shape, law.mean.dtype
-        place, move = jax.random.split(key)
-        moves = jax.random.split(move, self.num_paths)
-        if last is None:
-            states = jax.vmap(law.sample)(moves)
-        else:
-            noise = jax.random.normal(place, (self.num_paths, last.filter.mean.shape[0]), dtype)
-            before = jax.vmap(last.filter.draw)(noise).reshape(self.num_paths, *shape)
-            states = jax.vmap(lambda x, k: own_law(model, x, s).sample(k))(before, moves)
-        return Particles(states, jnp.zeros(self.num_paths, dtype), shape)
+        return done, draws_ahead(self, ahead_key, plain, last, s)
 
     def log_evidence(
         self, key: Key, model: StateSpaceModel, ys: Array, us: Inputs, mask: Array | None
@@ -236,6 +231,8 @@ class OnlineVariational:
     def check_steps(self, model: StateSpaceModel, us: Inputs, *, begun: bool) -> None:
         """Refuse, before compilation, what a stream would get wrong."""
         check_options(self)
+        if self.amortised is not None:
+            require_network(self, model)
         check_model(self, started(model, input_at(us, 0)) if begun else model, us)
 
     def first(
@@ -275,7 +272,7 @@ class OnlineVariational:
         """Whether a stream by this engine goes on from what another engine carries."""
         if not isinstance(other, OnlineVariational):
             return False
-        same = ("filter", "kernel", "width", "value", "score", "ascent")
+        same = ("filter", "kernel", "width", "value", "score", "ascent", "amortised")
         return all(getattr(self, name) == getattr(other, name) for name in same)
 
     def begin(
@@ -286,18 +283,7 @@ class OnlineVariational:
         Nothing is known of what the past would say of other states, so that the bound begins
         anew there.
         """
-        mean = jnp.ravel(belief.mean())
-        root = cholesky_psd(belief.cov().reshape(mean.shape[0], mean.shape[0]))
-        filter = Filter(mean, nearest(root, full=self.filter == "full"))
-        noise_key, begin_key, *fit_keys = jax.random.split(key, 4)
-        network, learning = self._begin(begin_key, model, Step(0, None, u, None))
-        count = self.carried_value.num_points
-        noise = jax.random.normal(noise_key, (count, mean.shape[0]), mean.dtype)
-        value = blank(self.carried_value, fit_keys[0], noise)
-        learning = begin_score(self, fit_keys[1], noise, learning)
-        bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
-        moves = still(filter, network)
-        return Carried(filter, no_kernel(filter, network), moves, value, bound, learning)
+        return begin_at(self, key, model, belief, log_evidence, u)
 
     def smooth(
         self, key: Key, model: StateSpaceModel, carries: Carried, times: Array, us: Inputs

@@ -4,6 +4,7 @@ The builders come first; then what pieces of your own get (`Setting`, `Scale`) a
 `from_law` and `own_law`), and what an engine hands back (`Learned`, with `Pieces`).
 """
 
+from ssmkit.learned.amortised import Amortised as Amortised
 from ssmkit.learned.analytic import Analytic as Analytic
 from ssmkit.learned.corrected import Corrected as Corrected
 from ssmkit.learned.encoders import PerStep as PerStep

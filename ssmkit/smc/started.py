@@ -6,26 +6,24 @@ import jax.numpy as jnp
 
 from ssmkit.models.base import StateSpaceModel, abstract_law
 from ssmkit.models.distributions import Diffuse, is_a
+from ssmkit.models.following import Following
 from ssmkit.typing import Array, Law, PyTree
 
 
-class Started(StateSpaceModel):
+class Started(Following):
     """A model whose initial law is of use for its shape only; diffuse ones cannot be drawn from."""
 
     model: StateSpaceModel
+
+    @property
+    def followed(self) -> StateSpaceModel:
+        """The model with its own start."""
+        return self.model
 
     def initial(self, u: PyTree) -> Law:
         """Return a law of a state, with what can be asked of one."""
         start = abstract_law(lambda: self.model.initial(u))
         return self.model.transition(jnp.zeros(start.event_shape, start.mean.dtype), u)
-
-    def transition(self, x: Array, u: PyTree) -> Law:
-        """Return the law of ``x_t`` given ``x_{t-1} = x``."""
-        return self.model.transition(x, u)
-
-    def emission(self, x: Array, u: PyTree) -> Law:
-        """Return the law of ``y_t`` given ``x_t = x``."""
-        return self.model.emission(x, u)
 
     def at(self, t: int | Array) -> StateSpaceModel:
         """Return the model that rules the step into time ``t``, past its start as well."""

@@ -129,7 +129,8 @@ class Seen:
 def describe(source: Source, seen: Seen) -> str:
     """Engine, model, how much was seen and what it is worth, in a few lines."""
     program = getattr(source.model, "program", None)
-    model = type(source.model).__name__ if program is None else f"{program!r}, learning"
+    followed = getattr(source.model, "followed", source.model)
+    model = type(followed).__name__ if program is None else f"{program!r}, learning"
     if source.num_draws is not None:
         model += f" at {source.num_draws} parameter draws"
     value = np.asarray(seen.report().get("log_evidence", np.zeros(source.lead)))
@@ -218,6 +219,8 @@ def at_posterior(
         # parameters go on from where they are
         point = jax.tree.map(lambda a: a[0], posterior.params.flat())
         model = engine.model_of(posterior.target, point)
+    elif hasattr(engine, "learned_model") and engine == posterior.engine:
+        model = engine.learned_model(model, posterior.parts.get("learned"))
     source = Source(engine, model, key, None, num_draws, kind, of, names, run_length, lag)
     row, u = np.asarray(data.ys[:1]), jax.tree.map(lambda a: a[:1], data.us)
     spec = spec_of(engine, source.one_model, row, u, 1, begun=True)

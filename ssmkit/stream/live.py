@@ -316,7 +316,9 @@ class Stream:
             SaveError: the file is damaged or of another version, or its engine or model is not
                 that of this stream; nothing is changed then.
         """
-        source, seen = read_stream(path, [*using, type(self._stepper.source.model)])
+        model = self._stepper.source.model
+        own = {type(model), type(getattr(model, "followed", model))}
+        source, seen = read_stream(path, [*using, *own])
         require_same(self._stepper.source, source)
         self._stepper = Stepper(source, seen)
         return self
