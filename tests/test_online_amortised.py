@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import pytest
 
 import ssmkit as sk
@@ -124,6 +125,11 @@ def test_what_was_learned_serves_new_series_and_streams(posterior, tmp_path):
     for belief, t in ((first, -2), (flow.update(-0.1), -1)):
         np.testing.assert_allclose(belief.mean(), longer.filtered.mean()[t], atol=1e-10)
     assert "StochasticVolatility" in repr(flow)
+    refined = sk.stream(3, dataclasses.replace(ENGINE, num_steps=1), again)
+    assert np.isfinite(refined.update(0.4).mean())
+    wider = dataclasses.replace(ENGINE, amortised=sk.learned.Amortised(size=9, width=16))
+    with pytest.raises(errors.OptionError, match="other options"):
+        sk.stream(3, wider, again)
     path = posterior.save(tmp_path / "amortised.ssm")
     loaded = sk.load_posterior(path)
     np.testing.assert_array_equal(loaded.learned.outer.bias, posterior.learned.outer.bias)
@@ -157,8 +163,38 @@ def test_a_network_of_other_options_is_refused(posterior, changes):
         sk.infer(0, other, VOLATILITY, YS, learned=posterior.learned)
 
 
+class Pushed(sk.StateSpaceModel):
+    """Counts, driven by inputs."""
+
+    gain: jax.Array
+
+    def initial(self, u):
+        return dist.Normal(u, 1.0)
+
+    def transition(self, x, u):
+        return dist.Normal(0.9 * x + self.gain * u, 0.3)
+
+    def emission(self, x, u):
+        return dist.Poisson(jnp.exp(x))
+
+
+def test_inputs_gaps_single_precision_and_arviz():
+    us = np.sin(np.arange(8.0)).astype(np.float32)
+    model = Pushed(jnp.asarray(0.5, jnp.float32))
+    ys = np.array(sk.simulate(2, model, 8, us=us).observations)
+    seen = np.arange(8) != 3
+    found = sk.infer(0, engine(3), model, ys, us, observed=seen)
+    assert {a.dtype for a in jax.tree.leaves(found.learned)} == {np.dtype(np.float32)}
+    assert np.isfinite(found.states.mean()).all()
+    other = sk.infer(0, engine(3), model, np.where(seen, ys, 7), us, observed=seen)
+    np.testing.assert_array_equal(found.filtered.mean(), other.filtered.mean())
+    assert found.to_arviz() is not None
+
+
 def test_without_a_network_nothing_begins():
     with pytest.raises(errors.EngineError, match="not been learned"):
         sk.stream(0, ENGINE, VOLATILITY).update(0.3)
+    with pytest.raises(errors.EngineError, match="not been learned"):
+        sk.infer(0, sk.GuidedSMC(ENGINE), VOLATILITY, YS)
     with pytest.raises(errors.EngineError, match="not been learned"):
         sk.log_evidence(jax.random.key(0), ENGINE, VOLATILITY, YS)

@@ -3,27 +3,13 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro
 import pytest
-from numpyro.distributions import constraints
+from linear_reference import program
 
 import ssmkit as sk
 
 START, LENGTH = 7, 30
-
-
-def program():
-    noise = numpyro.param("noise", 0.2, constraint=constraints.positive)
-    return sk.models.LinearGaussian(
-        np.zeros(1),
-        np.eye(1),
-        numpyro.param("persistence", 0.5) * jnp.eye(1),
-        np.eye(1) * 0.3,
-        np.eye(1),
-        noise * jnp.eye(1),
-    )
 
 
 ENGINE = sk.OnlineVariational(

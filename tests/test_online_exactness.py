@@ -5,22 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from linear_reference import FULL as MODEL
 
 import ssmkit as sk
 from ssmkit.learned.backward import Filter
-from ssmkit.models.base import as_arrays
 
 LENGTH = 6
-MODEL = as_arrays(
-    sk.models.LinearGaussian(
-        np.array([0.5, -0.5]),
-        np.array([[1.0, 0.2], [0.2, 2.0]]),
-        transition_matrix=np.array([[0.8, 0.3], [-0.2, 0.7]]),
-        transition_cov=np.array([[0.5, 0.1], [0.1, 0.3]]),
-        emission_matrix=np.array([[1.0, 0.2], [0.5, -1.0], [0.3, 0.3]]),
-        emission_cov=np.array([[0.6, 0.4, 0.0], [0.4, 0.5, 0.1], [0.0, 0.1, 0.7]]),
-    )
-)
 YS = np.array(sk.simulate(3, MODEL, LENGTH).observations)
 
 

@@ -1,19 +1,15 @@
 """A network that carries the past of online variational inference."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import pytest
-from numpyro.distributions import constraints
+from linear_reference import exact_increments, found_increments, program
 
 import ssmkit as sk
 from ssmkit import errors
 from ssmkit.engines.online_learning import adaptive
 from ssmkit.models.base import as_arrays
-from ssmkit.smc.recipes import Step
 
 SMALL = sk.learned.NetworkRegression(width=16, num_points=64, num_steps=5, batch_size=16)
 
@@ -52,49 +48,17 @@ def test_a_known_function_is_found_and_the_weights_go_on():
     assert np.all(np.isfinite(flat(z[0])))
 
 
-def program():
-    cov = numpyro.param("noise", 0.2, constraint=constraints.positive)
-    return sk.models.LinearGaussian(
-        np.zeros(1),
-        np.eye(1),
-        numpyro.param("persistence", 0.5) * jnp.eye(1),
-        np.eye(1) * 0.3,
-        np.eye(1),
-        cov * jnp.eye(1),
-    )
-
-
 def test_increments_are_those_of_recursive_maximum_likelihood():
     """With the parameters held; the exact score is quadratic, which a line alone falls short of."""
-    length = 150
-    truth = sk.models.LinearGaussian(
-        np.zeros(1), np.eye(1), 0.8 * np.eye(1), 0.3 * np.eye(1), np.eye(1), 0.4 * np.eye(1)
-    )
-    ys = jnp.asarray(sk.simulate(1, truth, length).observations)
-    model = adaptive(sk.program(program))
-
-    def terms(params):
-        built = dataclasses.replace(model, params=params).built()
-        return sk.Kalman().infer(jax.random.key(0), built, ys, None, None, "all")["log_likelihood"]
-
-    exact = jax.jacrev(terms)(model.params)
-    exact = np.stack([exact[name] for name in sorted(exact)], axis=1)[1:]
+    ys, exact = exact_increments(150)
     engine = sk.OnlineVariational(
         num_steps=0,
         num_paths=2,
         value=sk.learned.Polynomial(num_points=500),
         score=sk.learned.NetworkRegression(width=32),
-        ascent=sk.StochasticAscent(burn_in=10**6),
     )
-
-    def on(last, t):
-        done = engine.step(jax.random.key(4), model, last, Step(t, ys[t], None, None))[0]
-        return done.carried, done.carried.learning.increment
-
-    first = engine.step(jax.random.key(4), model, None, Step(0, ys[0], None, None))[0].carried
-    found = np.array(jax.jit(lambda c: jax.lax.scan(on, c, jnp.arange(1, length))[1])(first))
-    gap = found - exact
-    error = gap.std(axis=0) / np.sqrt(length)
+    gap = found_increments(engine, ys) - exact
+    error = gap.std(axis=0) / np.sqrt(len(ys))
     assert np.all(np.abs(gap.mean(axis=0)) < 4 * error + 0.02 * exact.std(axis=0))
     assert np.all(gap.std(axis=0) < 0.14 * exact.std(axis=0))  # a correlation of 0.99
 

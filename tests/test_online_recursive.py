@@ -5,31 +5,20 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import pytest
 import quadratic_values as closed
 from jax.flatten_util import ravel_pytree
-from numpyro.distributions import constraints
+from linear_reference import FULL as MODEL
+from linear_reference import exact_increments, found_increments, program
 
 import ssmkit as sk
 from ssmkit.engines.online_learning import adaptive
 from ssmkit.engines.online_series import run_series
 from ssmkit.learned.backward import Filter, Kernel, moved, still
 from ssmkit.learned.past import CloudPast
-from ssmkit.models.base import as_arrays
 from ssmkit.objectives.online_elbo import log_terms, path_of, reward, surrogate
 from ssmkit.smc.recipes import Step
 
-MODEL = as_arrays(
-    sk.models.LinearGaussian(
-        np.array([0.5, -0.5]),
-        np.array([[1.0, 0.2], [0.2, 2.0]]),
-        transition_matrix=np.array([[0.8, 0.3], [-0.2, 0.7]]),
-        transition_cov=np.array([[0.5, 0.1], [0.1, 0.3]]),
-        emission_matrix=np.array([[1.0, 0.2], [0.5, -1.0], [0.3, 0.3]]),
-        emission_cov=np.array([[0.6, 0.4, 0.0], [0.4, 0.5, 0.1], [0.0, 0.1, 0.7]]),
-    )
-)
 YS = np.array(sk.simulate(3, MODEL, 6).observations)
 VALUE = sk.learned.RecursiveMonteCarlo(num_points=40)
 ENGINE = sk.OnlineVariational(num_steps=5, num_paths=20, num_samples=8, value=VALUE, score=VALUE)
@@ -150,49 +139,14 @@ def test_the_slope_through_the_weights_is_that_of_the_whole_bound(path_gradient)
     assert np.max(np.abs(exact.mean(axis=0)) / (error + 1e-12)) > 20  # there is a slope to be found
 
 
-def program():
-    cov = numpyro.param("noise", 0.2, constraint=constraints.positive)
-    return sk.models.LinearGaussian(
-        np.zeros(1),
-        np.eye(1),
-        numpyro.param("persistence", 0.5) * jnp.eye(1),
-        np.eye(1) * 0.3,
-        np.eye(1),
-        cov * jnp.eye(1),
-    )
-
-
 def test_increments_are_those_of_recursive_maximum_likelihood():
     """With the parameters held, against differences of the exact score; more draws, less error."""
-    length = 60
-    truth = sk.models.LinearGaussian(
-        np.zeros(1), np.eye(1), 0.8 * np.eye(1), 0.3 * np.eye(1), np.eye(1), 0.4 * np.eye(1)
-    )
-    ys = jnp.asarray(sk.simulate(1, truth, length).observations)
-    model = adaptive(sk.program(program))
-
-    def terms(params):
-        built = dataclasses.replace(model, params=params).built()
-        return sk.Kalman().infer(jax.random.key(0), built, ys, None, None, "all")["log_likelihood"]
-
-    exact = jax.jacrev(terms)(model.params)
-    exact = np.stack([exact[name] for name in sorted(exact)], axis=1)[1:]
+    ys, exact = exact_increments(60)
     size = []
     for num_points in (30, 480):
         value = sk.learned.RecursiveMonteCarlo(num_points)
-        held = sk.StochasticAscent(burn_in=10**6)
-        engine = dataclasses.replace(ENGINE, num_steps=0, ascent=held, value=value)
-
-        def on(last, t, engine=engine):
-            done = engine.step(jax.random.key(4), model, last, Step(t, ys[t], None, None))[0]
-            return done.carried, done.carried.learning.increment
-
-        first = engine.step(jax.random.key(4), model, None, Step(0, ys[0], None, None))[0].carried
-        found = np.array(
-            jax.jit(lambda c, on=on: jax.lax.scan(on, c, jnp.arange(1, length))[1])(first)
-        )
-        gap = found - exact
-        error = gap.std(axis=0) / np.sqrt(length)
+        gap = found_increments(dataclasses.replace(ENGINE, num_steps=0, value=value), ys) - exact
+        error = gap.std(axis=0) / np.sqrt(len(ys))
         assert np.all(np.abs(gap.mean(axis=0)) < 4 * error + 0.02 * exact.std(axis=0))
         size.append(np.sqrt(np.mean(gap**2, axis=0)) / exact.std(axis=0))
     assert np.all(size[1] < 0.14)  # a correlation of 0.99

@@ -5,14 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import numpyro.distributions as dist
 import pytest
-from numpyro.distributions import constraints
+from linear_reference import FULL as MODEL
+from linear_reference import exact_increments, found_increments, program
 
 import ssmkit as sk
 from ssmkit import errors
-from ssmkit.engines.online_learning import adaptive
 from ssmkit.learned.backward import Filter, Kernel, Moves, moved
 from ssmkit.learned.regression import powers
 from ssmkit.learned.starts import LinearisedStart
@@ -22,16 +21,6 @@ from ssmkit.smc.recipes import Step
 
 LENGTH = 9
 RANDOM = np.random.default_rng(11)
-MODEL = as_arrays(
-    sk.models.LinearGaussian(
-        np.array([0.5, -0.5]),
-        np.array([[1.0, 0.2], [0.2, 2.0]]),
-        transition_matrix=np.array([[0.8, 0.3], [-0.2, 0.7]]),
-        transition_cov=np.array([[0.5, 0.1], [0.1, 0.3]]),
-        emission_matrix=np.array([[1.0, 0.2], [0.5, -1.0], [0.3, 0.3]]),
-        emission_cov=np.array([[0.6, 0.4, 0.0], [0.4, 0.5, 0.1], [0.0, 0.1, 0.7]]),
-    )
-)
 YS = np.array(sk.simulate(3, MODEL, LENGTH).observations)
 GAPPY = YS.copy()
 GAPPY[0, 1] = GAPPY[4] = GAPPY[7, 2] = np.nan
@@ -296,52 +285,13 @@ def test_draws_that_are_held_out_keep_noise_from_being_carried():
         assert errors_of[1][1] < 9.0  # which is what carrying nothing makes
 
 
-def program():
-    cov = numpyro.param("noise", 0.2, constraint=constraints.positive)
-    return sk.models.LinearGaussian(
-        np.zeros(1),
-        np.eye(1),
-        numpyro.param("persistence", 0.5) * jnp.eye(1),
-        np.eye(1) * 0.3,
-        np.eye(1),
-        cov * jnp.eye(1),
-    )
-
-
 def test_increments_are_those_of_recursive_maximum_likelihood():
     """With the parameters held, against differences of the exact score."""
-    length = 60
-    truth = sk.models.LinearGaussian(
-        np.zeros(1), np.eye(1), 0.8 * np.eye(1), 0.3 * np.eye(1), np.eye(1), 0.4 * np.eye(1)
-    )
-    ys = jnp.asarray(sk.simulate(1, truth, length).observations)
-    held = sk.StochasticAscent(burn_in=10**6)
-    engine = dataclasses.replace(ENGINE, num_steps=0, ascent=held)
-    model = adaptive(sk.program(program))
-
-    def score(params, count):
-        built = dataclasses.replace(model, params=params).built()
-        return sk.infer(0, sk.Kalman(), built, ys[:count], keep="final").log_evidence
-
-    def terms(params):
-        built = dataclasses.replace(model, params=params).built()
-        kalman = sk.Kalman()
-        parts = kalman.infer(jax.random.key(0), built, ys, None, None, "all")
-        return parts["log_likelihood"]
-
-    exact = jax.jacrev(terms)(model.params)
-    exact = np.stack([exact[name] for name in sorted(exact)], axis=1)
-
-    def on(last, t):
-        done = engine.step(jax.random.key(4), model, last, Step(t, ys[t], None, None))[0]
-        return done.carried, done.carried.learning.increment
-
-    first = engine.step(jax.random.key(4), model, None, Step(0, ys[0], None, None))[0].carried
-    later = jax.lax.scan(on, first, jnp.arange(1, length))[1]
-    for column in range(2):
-        mine, theirs = np.array(later)[:, column], exact[1:, column]
+    ys, exact = exact_increments(60)
+    found = found_increments(dataclasses.replace(ENGINE, num_steps=0), ys)
+    for mine, theirs in zip(found.T, exact.T, strict=True):
         assert np.corrcoef(mine, theirs)[0, 1] > 0.99
-        error = (mine - theirs).std() / np.sqrt(length)
+        error = (mine - theirs).std() / np.sqrt(len(ys))
         assert abs((mine - theirs).mean()) < 4 * error + 0.02 * theirs.std()
 
 
@@ -384,6 +334,21 @@ def test_a_stream_goes_on_learning_after_it_was_saved(tmp_path):
     started = sk.stream(0, engine, sk.infer(0, sk.Kalman(), MODEL, YS))
     exact = sk.stream(0, sk.Kalman(), sk.infer(0, sk.Kalman(), MODEL, YS))
     np.testing.assert_allclose(started.update(YS[0]).mean(), exact.update(YS[0]).mean(), atol=1e-8)
+
+
+@pytest.mark.parametrize("engine", [ENGINE, sk.RecursiveLikelihood(sk.Kalman())])
+def test_a_stream_of_what_was_applied_to_new_data_learns_on(engine):
+    """Parameters were held on the new data, so that nothing of their score was carried."""
+    if isinstance(engine, sk.OnlineVariational):
+        engine = dataclasses.replace(engine, num_steps=0)
+    ys = RANDOM.normal(size=(12, 1))
+    held = sk.infer(0, engine, program, ys).apply(ys[:6], key=1)
+    flow = sk.stream(0, engine, held)
+    before = {name: float(value) for name, value in held.params.mean().items()}
+    for y in ys:
+        belief = flow.update(y)
+    assert np.isfinite(belief.mean())
+    assert float(flow.params["noise"]) != before["noise"]
 
 
 class Positive(Tanh):

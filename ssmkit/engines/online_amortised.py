@@ -89,10 +89,10 @@ def take_steps(
         change, after = rule.update(slope, state, arrays)
         moved = optax.apply_updates(arrays, change)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(slope)]))
-        pick = lambda new, old: jnp.where(finite, new, old)  # noqa: E731 - one line
+        pick = lambda new, old: jnp.where(finite, new, old).astype(old.dtype)  # noqa: E731
         arrays, state = jax.tree.map(pick, (moved, after), (arrays, state))
         skipped = skipped + (~finite).astype(jnp.int32)
-        return arrays, state, number + 1, skipped, sum_ + jnp.where(finite, value, 0.0)
+        return arrays, state, number + 1, skipped, pick(sum_ + value, sum_)
 
     nothing = jnp.zeros_like(learner.loss)
     carry = (arrays, learner.state, learner.step, learner.skipped, nothing)

@@ -61,7 +61,7 @@ def adaptive(program: Program, values: dict[str, PyTree] | None = None) -> Adapt
 
 def model_now(model: StateSpaceModel, carried: Carried | None) -> StateSpaceModel:
     """The model at the parameters learned so far."""
-    if carried is None or not isinstance(model, Adaptive):
+    if carried is None or carried.learning is None or not isinstance(model, Adaptive):
         return model
     return dataclasses.replace(model, params=carried.learning.params)
 

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 
 from ssmkit import keys
 from ssmkit.beliefs import Belief, Gaussian
-from ssmkit.engines.online_amortised import Guided, network_for, require_network
+from ssmkit.engines.online_amortised import (
+    Guided,
+    check_network,
+    network_for,
+    require_network,
+)
 from ssmkit.engines.online_checks import check_learning, check_model, check_options
 from ssmkit.engines.online_learning import (
     Adaptive,
@@ -195,7 +200,9 @@ class OnlineVariational:
 
     def learned_model(self, model: StateSpaceModel, network: Any) -> StateSpaceModel:
         """What a stream of a posterior follows: its model, with the network that was learned."""
-        return model if network is None else Guided(model, network)
+        if self.amortised is None or network is None:
+            return model
+        return Guided(model, check_network(self, network))
 
     def step(
         self, key: Key, model: StateSpaceModel, last: Carried | None, s: Step

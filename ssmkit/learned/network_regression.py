@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from ssmkit.learned.backward import Filter
 from ssmkit.learned.past import Past
-from ssmkit.learned.regression import fit_powers
+from ssmkit.learned.regression import Polynomial
 from ssmkit.reprs import call_repr
 from ssmkit.typing import Array, Float, Key, Scalar
 
+LINE = Polynomial(1, held_out=0.25)  # what it is fitted to beyond noise
 MEMORY = 0.9  # of the running variances, by step
 
 
@@ -82,7 +83,8 @@ class NetworkRegression:
         self, key: Key, z: Float[Array, "N D"], targets: Float[Array, "N k"], last: Any
     ) -> NetworkFit:
         """Fit values at draws in standard units, from where the last fit stood."""
-        trend, level, rest = fit_powers(z, targets, 1, 1e-6)
+        line = LINE.fit(key, z, targets, None)
+        rest = targets - jax.vmap(line)(z)
         square = jnp.mean(rest**2, axis=0)
         begin_key, train_key = jax.random.split(key)
         if last is None:
@@ -92,7 +94,8 @@ class NetworkRegression:
             square = MEMORY * last.scale**2 + (1 - MEMORY) * square
         scale = jnp.sqrt(square)
         goals = rest / jnp.where(scale > 0, scale, 1.0)
-        return NetworkFit(self._train(train_key, layers, z, goals), scale, trend, level)
+        layers = self._train(train_key, layers, z, goals)
+        return NetworkFit(layers, scale, line.trend, line.level)
 
     def _train(self, key: Key, layers: Any, z: Array, goals: Array) -> Any:
         import optax

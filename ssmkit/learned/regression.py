@@ -97,7 +97,7 @@ class Polynomial:
         return judged(self._fitted, z, targets, self.held_out)
 
     def _fitted(self, z: Float[Array, "N D"], targets: Float[Array, "N k"]) -> Fitted:
-        trend, level, _ = fit_powers(z, targets, self.degree, self.ridge)
+        trend, level, _ = _fit_powers(z, targets, self.degree, self.ridge)
         empty = jnp.zeros((0, z.shape[1]), z.dtype)
         nothing = jnp.zeros((0, targets.shape[1]), z.dtype)
         return Fitted(empty, nothing, jnp.ones((), z.dtype), trend, level, self.degree)
@@ -146,7 +146,7 @@ class KernelRidge:
         return judged(self._fitted, z, targets, self.held_out)
 
     def _fitted(self, z: Float[Array, "N D"], targets: Float[Array, "N k"]) -> Fitted:
-        trend, level, rest = fit_powers(z, targets, self.degree, 1e-6)
+        trend, level, rest = _fit_powers(z, targets, self.degree, 1e-6)
         square = jnp.sum((z[:, None] - z) ** 2, axis=-1)
         # half of the draws against the other half: independent pairs, and few to sort
         bandwidth = jnp.sqrt(jnp.median(jnp.diagonal(square, z.shape[0] // 3)))
@@ -202,7 +202,7 @@ class Nothing:
         return Fitted(empty, none, jnp.ones((), z.dtype), none, jnp.zeros(count, z.dtype), 0)
 
 
-def fit_powers(z: Array, targets: Array, degree: int, ridge: float) -> tuple[Array, Array, Any]:
+def _fit_powers(z: Array, targets: Array, degree: int, ridge: float) -> tuple[Array, Array, Any]:
     """Coefficients, constant part, and what is left over."""
     level = jnp.mean(targets, axis=0)
     features = jax.vmap(lambda one: powers(one, degree))(z)

@@ -219,7 +219,7 @@ def at_posterior(
         # parameters go on from where they are
         point = jax.tree.map(lambda a: a[0], posterior.params.flat())
         model = engine.model_of(posterior.target, point)
-    elif hasattr(engine, "learned_model") and engine == posterior.engine:
+    elif hasattr(engine, "learned_model"):
         model = engine.learned_model(model, posterior.parts.get("learned"))
     source = Source(engine, model, key, None, num_draws, kind, of, names, run_length, lag)
     row, u = np.asarray(data.ys[:1]), jax.tree.map(lambda a: a[:1], data.us)
@@ -266,7 +266,9 @@ def _carry(key: Key, engine: Any, posterior: Posterior, model: Any) -> PyTree:
     before = posterior.state_engine
     carry = posterior.parts["carry"]
     is_single = posterior.num_state_draws == 1
-    if engine.takes_carry_of(before):
+    # parameters that were held until now have nothing to learn by: the belief goes on alone
+    was_held = hasattr(model, "program") and getattr(carry, "learning", model) is None
+    if engine.takes_carry_of(before) and not was_held:
         return draw_of(carry, 0) if is_single else carry
     if not hasattr(before, "read"):
         raise EngineError(
