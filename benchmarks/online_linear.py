@@ -130,7 +130,7 @@ def exactness(*, quick: bool = False) -> Section:
 
 def program() -> Any:
     """Diagonals of both matrices, learned."""
-    size = 2
+    size = len(START["move"])
     eye = jnp.eye(size)
     move = numpyro.param("move", jnp.asarray(START["move"]))
     seen = numpyro.param("seen", jnp.asarray(START["seen"]))
@@ -141,54 +141,67 @@ def program() -> Any:
 
 
 START: dict[str, np.ndarray] = {}
+LENGTHS = {2: 3_000, 10: 2_000}  # steps by number of coordinates
+
+
+def online_errors(seed: int, size: int, length: int) -> dict[str, np.ndarray]:
+    """Errors of both diagonals by method, means over the last 100 steps of one stream."""
+    model = as_arrays(diagonal(seed, size, 0.25))
+    ys = np.array(sk.simulate(seed, model, length).observations)
+    matrices = (model.transition_matrix, model.emission_matrix)
+    truth = np.stack([np.diag(np.asarray(m)) for m in matrices])
+    start = np.random.default_rng(50 + seed).uniform(0.5, 1.0, size=(2, size))
+    START.update(move=start[0], seen=start[1])
+    ours = sk.OnlineVariational(filter="diagonal", num_steps=100, num_paths=2)
+    engines = {
+        "exact recursive maximum likelihood": sk.RecursiveLikelihood(sk.Kalman(), ours.ascent),
+        "default": ours,
+        "one step": dataclasses.replace(ours, value=None, score=None),
+    }
+    errors = {}
+    for name, engine in engines.items():
+        found = sk.infer(1, engine, sk.program(program), ys).diagnostics
+        path = np.stack([found["online move"], found["online seen"]], axis=1)
+        errors[name] = np.abs(path[-100:] - truth).mean(axis=(0, 2))
+    return errors
 
 
 def parameters(*, quick: bool = False) -> Section:
     """Row E."""
-    length = 50 if quick else 3_000
-    lines, ratios, between = [], [], []
-    for seed in SEEDS[:1] if quick else SEEDS:
-        model = as_arrays(diagonal(seed, 2, 0.25))
-        ys = np.array(sk.simulate(seed, model, length).observations)
-        truth = np.concatenate(
-            [np.diag(np.asarray(m)) for m in (model.transition_matrix, model.emission_matrix)]
-        )
-        start = np.random.default_rng(50 + seed).uniform(0.5, 1.0, size=(2, 2))
-        START.update(move=start[0], seen=start[1])
-        ours = sk.OnlineVariational(filter="diagonal", num_steps=100, num_paths=2)
-        paths = {}
-        for name, engine in {
-            "exact recursive maximum likelihood": sk.RecursiveLikelihood(sk.Kalman(), ours.ascent),
-            "default": ours,
-            "one step": dataclasses.replace(ours, value=None, score=None),
-        }.items():
-            found = sk.infer(1, engine, sk.program(program), ys).diagnostics
-            paths[name] = np.concatenate([found["online move"], found["online seen"]], axis=1)
-        errors = {}
-        for name, path in paths.items():
-            each = np.abs(path[-100:] - truth).mean(axis=0)
-            errors[name] = float(each.mean())
-            lines.append([name, str(seed), f"{each[:2].mean():.3f}", f"{each[2:].mean():.3f}"])
-            print(*lines[-1], file=sys.stderr, flush=True)
-        exact, mine, short = errors.values()
-        ratios.append(mine / exact)
-        between.append(min(exact, short) <= mine <= max(exact, short))
-    told = " / ".join(f"{ratio:.2f}" for ratio in ratios)
-    count = f"{sum(between)} of {len(between)}"
+    lines, ratios, kinds = [], {}, []
+    for size, length in {2: 50}.items() if quick else LENGTHS.items():
+        ratios[size] = []
+        for seed in SEEDS[:1] if quick else SEEDS:
+            errors = online_errors(seed, size, length)
+            for name, each in errors.items():
+                lines.append([str(size), name, str(seed), *(f"{e:.3f}" for e in each)])
+                print(*lines[-1], file=sys.stderr, flush=True)
+            exact, mine, short = (float(each.mean()) for each in errors.values())
+            ratios[size].append(mine / exact)
+            kinds.append("below both" if mine < min(exact, short) else
+                         "between" if mine <= max(exact, short) else "above both")  # fmt: skip
+    told = {size: " / ".join(f"{r:.2f}" for r in each) for size, each in ratios.items()}
+    counts = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds))
     targets = [
         Target(
-            "default: error beside exact, on average",
+            f"default, d = {size}: error beside exact, on average",
             "≤ 1.25 ×",
-            told,
-            bool(np.mean(ratios) <= 1.25),
-        ),
-        Target("default: between exact and one step", "every stream", count, all(between)),
+            told[size],
+            bool(np.mean(each) <= 1.25),
+        )
+        for size, each in ratios.items()
     ]
+    targets += [
+        Target("default: between exact and one step", "every stream", counts,
+               set(kinds) == {"between"}),
+        Target("default: above neither", "every stream", counts, "above both" not in kinds),
+    ]  # fmt: skip
     remarks = (
-        f"Diagonals of transition and emission, d = 2, T = {length:,}; errors are means over the "
-        "last 100 steps. All three step by the same rule."
+        "Diagonals of transition and emission, T = 3,000 (d = 2) and 2,000 (d = 10); errors are "
+        "means over the last 100 steps. All three step by the same rule. Errors are those of "
+        "estimates that chance moves: one that ends below the exact recursion's is luck, not skill."
     )
-    header = ("method", "seed", "error of transition", "error of emission")
+    header = ("d", "method", "seed", "error of transition", "error of emission")
     return Section("E. Parameters as data arrive", remarks, header, lines, targets)
 
 
