@@ -128,7 +128,7 @@ def grid(flow, widest, count):
 @pytest.mark.parametrize(("name", "dim"), [*CASES[1:], ("affine", 1), ("affine", 2)])
 def test_densities_integrate_to_one(name, dim):
     flow = perturbed(BUILDERS[name], dim)
-    points, weights = grid(flow, 1e3, 4001 if flow.dim == 1 else 601)
+    points, weights = grid(flow, 1e3, 4001 if flow.dim == 1 else 1001)
     density = jnp.exp(jax.jit(jax.vmap(flow.log_prob))(points))
     assert abs(density @ weights - 1) < 1e-4
 
@@ -142,9 +142,7 @@ def test_gradients_are_finite_wherever_a_point_is(flow):
 
 
 def test_splines_are_smooth_at_their_ends():
-    flow = BUILDERS["spline"].build(
-        jax.random.key(0), 2
-    )  # at the start couplings meet the range at the range itself
+    flow = perturbed(BUILDERS["spline"], 2, size=0.0)  # points at the ends stay there
     ends = jnp.tile(jnp.array([[3.0, -3.0], [3.0, 0.0]]), (NUM_POINTS // 2, 1))
     values, slopes, learned = log_prob_and_gradients(flow, ends)
     np.testing.assert_allclose(slopes, -ends, atol=1e-9)
@@ -268,7 +266,7 @@ class Walk:
         return flow.__class__(None, None, None, jnp.asarray(rows), size, diagonal)
 
 
-@pytest.mark.parametrize(("size", "diagonal"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(("size", "diagonal"), [(1, True), (2, False)])
 def test_the_smoothing_law_of_a_linear_model_is_a_path_flow(size, diagonal):
     truth = Walk(size)
     flow = truth.flow(diagonal)
@@ -284,8 +282,8 @@ def path(size):
     return PathFlow(4, size, CouplingFlow(scale=3.0, **SMALL), width=8, num_features=3)
 
 
-@pytest.mark.parametrize("size", [2, 9])
-def test_a_path_starts_as_noise_beside_the_parameters(size):
+def test_a_path_starts_as_noise_beside_the_parameters():
+    size = 9
     flow = path(size).build(jax.random.key(0), 2 + 4 * size)
     x, log_prob, _ = draws(flow, split(NUM_POINTS))
     u, noise = jax.vmap(flow.split)(x)
