@@ -1,4 +1,4 @@
-"""Learned pieces of particle algorithms: twists and proposals, and the networks in them.
+"""Learned pieces: twists and proposals of particle algorithms, the networks in them, and flows.
 
 The builders come first; then what pieces of your own get (`Setting`, `Scale`) and give (`Draw`, by
 `from_law` and `own_law`), and what an engine hands back (`Learned`, with `Pieces`).
@@ -10,10 +10,13 @@ from ssmkit.learned.corrected import Corrected as Corrected
 from ssmkit.learned.encoders import PerStep as PerStep
 from ssmkit.learned.encoders import Recurrent as Recurrent
 from ssmkit.learned.encoders import Windowed as Windowed
+from ssmkit.learned.flows import CouplingFlow as CouplingFlow
+from ssmkit.learned.flows import Flow as Flow
 from ssmkit.learned.heads import Network as Network
 from ssmkit.learned.heads import Quadratic as Quadratic
 from ssmkit.learned.heads import Sum as Sum
 from ssmkit.learned.network_regression import NetworkRegression as NetworkRegression
+from ssmkit.learned.path_flow import PathFlow as PathFlow
 from ssmkit.learned.pieces import Learned as Learned
 from ssmkit.learned.pieces import Pieces as Pieces
 from ssmkit.learned.proposals import Gaussian as Gaussian
