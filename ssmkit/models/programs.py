@@ -147,7 +147,8 @@ def free_sites(target: Program, key: Key | None = None) -> dict[str, Site]:
         ModelError: the program returns something that is not a model.
     """
     key = jax.random.key(0) if key is None else key
-    seeded = handlers.trace(handlers.seed(target, key))
+    startable = handlers.substitute(target, substitute_fn=_improper_start)
+    seeded = handlers.trace(handlers.seed(startable, key))
     with handlers.block():
         model = seeded()
     if not isinstance(model, StateSpaceModel):
@@ -166,6 +167,15 @@ def free_sites(target: Program, key: Key | None = None) -> dict[str, Site]:
             law = message["fn"]
             sites[name] = Site("sample", jnp.asarray(message["value"]), law.support, law)
     return sites
+
+
+def _improper_start(message: dict[str, Any]) -> Any:
+    """A value inside the support of a law that cannot be drawn from."""
+    law = message["fn"]
+    if message["type"] != "sample" or not isinstance(law, dist.ImproperUniform):
+        return None
+    bijection = dist.biject_to(law.support)
+    return bijection(jnp.zeros(bijection.inverse_shape(law.shape())))
 
 
 def _as_array(value: PyTree) -> PyTree:
