@@ -28,6 +28,7 @@ from ssmkit.learned.reading import Setting as Setting
 from ssmkit.learned.recursive import RecursiveMonteCarlo as RecursiveMonteCarlo
 from ssmkit.learned.regression import KernelRidge as KernelRidge
 from ssmkit.learned.regression import Polynomial as Polynomial
+from ssmkit.learned.replay_buffer import ReplayBuffer as ReplayBuffer
 from ssmkit.learned.starts import LinearisedStart as LinearisedStart
 from ssmkit.learned.starts import PredictedStart as PredictedStart
 from ssmkit.learned.twists import Twist as Twist

@@ -47,6 +47,20 @@ def systematic(key: Key, weights: Float[Array, " N"]) -> Int[Array, " N"]:
     return _ancestors_from_starts(ends.astype(jnp.int32))
 
 
+def pick(key: Key, weights: Float[Array, " N"], count: int) -> Int[Array, " count"]:
+    """Any number of draws by weight, in increasing order: points ``(j + u) / count``.
+
+    Args:
+        key: random key.
+        weights: ``(N,)``, not negative; they need not add up to one.
+        count: number of draws, whatever ``N`` is.
+    """
+    ends = jnp.cumsum(weights)
+    points = (jnp.arange(count) + jax.random.uniform(key, dtype=ends.dtype)) / count
+    index = jnp.searchsorted(ends, points * ends[-1], side="right")
+    return jnp.minimum(index, weights.shape[0] - 1)
+
+
 def stratified(key: Key, weights: Float[Array, " N"]) -> Int[Array, " N"]:
     """One uniform number in each of ``N`` strata: points ``(j + u_j) / N``.
 
