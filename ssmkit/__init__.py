@@ -26,6 +26,7 @@ from ssmkit.diagnostics import components as components
 from ssmkit.diagnostics import residuals as residuals
 from ssmkit.engines.ensemble_kalman import EnsembleKalman as EnsembleKalman
 from ssmkit.engines.extended_kalman import ExtendedKalman as ExtendedKalman
+from ssmkit.engines.fab import FAB as FAB
 from ssmkit.engines.forward_backward import ForwardBackward as ForwardBackward
 from ssmkit.engines.gradient_fit import GradientFit as GradientFit
 from ssmkit.engines.guided_smc import GuidedSMC as GuidedSMC
@@ -49,6 +50,7 @@ from ssmkit.models.base import Simulation as Simulation
 from ssmkit.models.base import StateSpaceModel as StateSpaceModel
 from ssmkit.models.base import log_joint as log_joint
 from ssmkit.models.base import simulate as simulate
+from ssmkit.models.density import Density as Density
 from ssmkit.models.distributions import Diffuse as Diffuse
 from ssmkit.models.distributions import SingularNormal as SingularNormal
 from ssmkit.models.observation import observed_log_prob as observed_log_prob

@@ -78,5 +78,6 @@ def as_checkpoint(
     """The checkpoint of a run, or None."""
     if path is None:
         return None
-    frame = type(target).__name__, repr(engine), data.ys, data.us, data.mask
+    series = () if data is None else (data.ys, data.us, data.mask)
+    frame = type(target).__name__, repr(engine), *series
     return Checkpoint(path, (key, frame, target))

@@ -83,6 +83,8 @@ def _check_same_target(of: dict[str, str | None]) -> None:
 def _check_same_data(posteriors: Mapping[str, Posterior]) -> None:
     (first, one), *others = posteriors.items()
     for name, other in others:
+        one.require_series("compare")
+        other.require_series("compare")
         same = one.data.ys.shape == other.data.ys.shape and np.array_equal(
             _observed(one), _observed(other), equal_nan=True
         )

@@ -107,6 +107,7 @@ def _forecast(
 
 
 def _check(posterior: Posterior, num_steps: int, us: Inputs) -> Inputs:
+    posterior.require_series("forecast")
     if posterior.is_batch:
         raise EngineError("this posterior is of a batch.", fix="sk.forecast(key, posterior[0], …)")
     if num_steps < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import jax
 from ssmkit import keys
 from ssmkit.engines.options import RunOptions
 from ssmkit.engines.states import state_posterior
-from ssmkit.errors import EngineError, OptionError, ParameterError
+from ssmkit.errors import DataError, EngineError, OptionError, ParameterError
+from ssmkit.models.base import as_arrays
+from ssmkit.models.density import Density
 from ssmkit.models.programs import Program, build, free_sites
 from ssmkit.posterior import Posterior
 from ssmkit.series import as_data
@@ -23,7 +26,7 @@ def infer(
     key: Key | int,
     engine: Any,
     target: Any,
-    ys: Any,
+    ys: Any = None,
     us: Inputs = None,
     observed: Any = None,
     *,
@@ -40,7 +43,8 @@ def infer(
     Args:
         key: a typed random key, or an integer seed.
         engine: how: ``sk.Kalman()``, ``sk.GradientFit(evidence=sk.Kalman())``, …
-        target: a model, or a program (a numpyro function that returns one).
+        target: a model, or a program (a numpyro function that returns one); of ``sk.FAB()`` also a
+            ``sk.Density``, without ``ys``.
         ys: observations ``(T, *observation)``: an array, a pandas Series or DataFrame (dates are
             kept). nan is missing. With ``batched=True`` ``(B, T, *observation)``; a list of
             series is a ragged batch.
@@ -80,6 +84,15 @@ def infer(
     refuse_tracers("infer", key, target, ys, us, observed)
     key = keys.as_key(key)
     _check_options(engine, keep, learned, checkpoint)
+    if isinstance(target, Density):
+        return _of_density(key, engine, target, (ys, us, observed, checkpoint), RunOptions(
+            keep, throw, progress, callback, False, learned))  # fmt: skip
+    if ys is None:
+        raise DataError(
+            "there are no observations.",
+            got="ys=None",
+            expected="ys of shape (T, *observation); only a Density goes without",
+        )
     is_list = isinstance(ys, list | tuple)
     data = as_data(ys, us, observed, batched=batched)
     batched = batched or (is_list and data.lengths is not None)
@@ -92,6 +105,28 @@ def infer(
     model = _fixed_model(engine, target)
     check_model(engine, model, data, batched=batched)
     return state_posterior(engine, keys.purpose(key, "time"), target, model, data, options)
+
+
+def _of_density(
+    key: Key, engine: Any, target: Density, given: tuple, options: RunOptions
+) -> Posterior:
+    *series, checkpoint = given
+    if not getattr(engine, "serves_densities", False):
+        raise EngineError(
+            f"{engine!r} infers state-space models, and this is a plain density.",
+            got=repr(target),
+            expected="a model or a program",
+            fix="sk.FAB()",
+        )
+    if any(a is not None for a in series):
+        raise DataError(
+            "a density comes without a series.",
+            got="ys, us or observed",
+            fix="arrays that the density needs go in by sk.Density(log_prob, dim, array, …)",
+        )
+    target = as_arrays(target)
+    files = _files(checkpoint, key, engine, target, None)
+    return engine.fit(key, target, None, dataclasses.replace(options, checkpoint=files))
 
 
 def _files(path: Any, *run: Any) -> Any:

@@ -41,7 +41,7 @@ class Posterior(eqx.Module):
     Attributes:
         engine: the engine that made it.
         target: the model or program it was given.
-        data: the series it has seen.
+        data: the series it has seen; None for a plain density.
         model: the model at the parameters, with a draw axis ``K`` in front of its arrays when
             there are several draws.
         parts: what the engine computed, by name; read it through the properties.
@@ -51,12 +51,24 @@ class Posterior(eqx.Module):
 
     engine: Any = eqx.field(static=True)
     target: Any
-    data: Data
+    data: Any  # Data, or None; every reader of a series would have to ask
     model: Any
     parts: dict[str, Any]
     state_engine: Any = eqx.field(static=True)
     evidence_kind: str | None = eqx.field(static=True, default=None)
     evidence_of: str | None = eqx.field(static=True, default=None)
+
+    def require_series(self, what: str) -> None:
+        """Refuse what needs a series where the target was a plain density.
+
+        Raises:
+            NotComputed: there is no series.
+        """
+        if self.data is None:
+            raise NotComputed(
+                f"{what} needs a series, and this posterior is of a density.",
+                fix="infer with a model or a program, and ys",
+            )
 
     def _part(self, name: str) -> Any:
         value = self.parts.get(name)
@@ -163,12 +175,14 @@ class Posterior(eqx.Module):
         """Filter and smooth new data with the parameters of this posterior; nothing is fitted."""
         from ssmkit.infer import apply
 
+        self.require_series("apply")
         return apply(self, ys, us, observed, key=key)
 
     def components(self) -> dict[str, Belief]:
         """Smoothed components of a structural model: name to belief over time."""
         from ssmkit.diagnostics import components
 
+        self.require_series("components")
         return components(self)
 
     def summary(self) -> Any:

@@ -14,7 +14,7 @@ from ssmkit.diagnostics import residuals
 from ssmkit.measures import TestResult, residual_tests
 from ssmkit.models.base import StateSpaceModel
 from ssmkit.models.distributions import Diffuse
-from ssmkit.posterior import Posterior
+from ssmkit.posterior import Draws, Posterior
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,18 +29,26 @@ LARGE_ERROR = 1.0  # nats, beyond which the log evidence of a single run says li
 
 def describe(posterior: Posterior) -> str:
     """Three lines on a posterior, for its ``repr``."""
-    shape = posterior.data.ys.shape
-    lines = [
-        f"Posterior by {posterior.engine!r}",
-        f"  data: ys {shape}, {_count_missing(posterior)} missing",
-    ]
+    lines = [f"Posterior by {posterior.engine!r}"]
+    if posterior.data is None:
+        lines.append(f"  target: {posterior.target!r}")
+    else:
+        shape = posterior.data.ys.shape
+        lines.append(f"  data: ys {shape}, {_count_missing(posterior)} missing")
     if posterior.parts.get("log_evidence") is not None:
         lines.append(f"  {evidence_line(posterior)}")
     if "params" in posterior.parts:
         draws = posterior.params
         kind = "point" if draws.num_draws == 1 else f"{draws.num_draws} draws"
-        lines.append(f"  params: {', '.join(sorted(draws.values))} ({kind})")
+        lines.append(f"  params: {', '.join(sorted(draws.values))} ({kind}{_worth(draws)})")
+    lines.extend(f"  WARNING: {text}" for text in posterior.diagnostics.get("severe", ()))
     return "\n".join(lines)
+
+
+def _worth(draws: Draws) -> str:
+    """What weighted draws are worth; nothing of equal ones."""
+    shares = _shares(draws)
+    return "" if shares is None else f" by weight, worth {1 / np.sum(shares**2):.1f}"
 
 
 def evidence_line(posterior: Posterior) -> str:
@@ -90,8 +98,9 @@ class Summary:
 def summarise(posterior: Posterior) -> Summary:
     """Build the report of `Posterior.summary`."""
     lines = describe(posterior).splitlines()
-    lines.append(f"  {_observations_line(posterior)}")
-    lines.extend(_likelihood_lines(posterior))
+    if posterior.data is not None:
+        lines.append(f"  {_observations_line(posterior)}")
+        lines.extend(_likelihood_lines(posterior))
     table, warnings = _parameter_table(posterior)
     diagnosis = _diagnosis(posterior)
     tests = _tests(posterior) if diagnosis is None else diagnosis.tests
@@ -224,16 +233,39 @@ def _draws_table(posterior: Posterior) -> pd.DataFrame:
     from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
     rows = {}
+    shares = _shares(posterior.params)
     for name, values in sorted(posterior.params.values.items()):
         array = np.asarray(values)
         for index in np.ndindex(array.shape[2:]):
             one = array[(slice(None), slice(None), *index)]
-            low, high = np.quantile(one, [0.025, 0.975])
             label = name + (f"[{','.join(map(str, index))}]" if index else "")
+            if shares is not None:
+                rows[label] = (*_weighted_moments(one.ravel(), shares), np.nan)
+                continue
+            low, high = np.quantile(one, [0.025, 0.975])
             ess, rhat = float(effective_sample_size(one)), float(split_gelman_rubin(one))
             rows[label] = (one.mean(), one.std(), low, high, ess, rhat)
     columns = ["mean", "std", "2.5%", "97.5%", "ESS", "R-hat"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).iloc[:40]
+
+
+def _shares(draws: Draws) -> np.ndarray | None:
+    """Normalised weights; None where all draws count the same."""
+    log_weights = np.asarray(draws.log_weights, float).ravel()
+    if np.ptp(log_weights) == 0:
+        return None
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
+
+
+def _weighted_moments(values: np.ndarray, shares: np.ndarray) -> tuple[float, ...]:
+    """Mean, standard deviation, both ends of the interval, and effective number."""
+    mean = float(shares @ values)
+    std = float(np.sqrt(shares @ (values - mean) ** 2))
+    order = np.argsort(values)
+    ends = np.searchsorted(np.cumsum(shares[order]), [0.025, 0.975])
+    low, high = values[order][np.minimum(ends, values.size - 1)]
+    return mean, std, float(low), float(high), float(1 / np.sum(shares**2))
 
 
 def _draw_warnings(report: dict[str, Any]) -> tuple[str, ...]:

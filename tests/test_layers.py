@@ -29,6 +29,7 @@ LAYERS = (
 ENGINES = (
     "kalman",
     "extended_kalman",
+    "fab",
     "unscented_kalman",
     "ensemble_kalman",
     "forward_backward",

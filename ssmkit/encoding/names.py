@@ -17,6 +17,7 @@ from typing import Any
 import equinox as eqx
 
 from ssmkit.errors import SaveError
+from ssmkit.models.density import Density
 from ssmkit.models.programs import Program
 
 LIBRARIES = ("ssmkit.", "equinox.nn.", "numpyro.distributions.", "optax.")
@@ -105,6 +106,8 @@ def _short(name: str) -> str:
 def _as_code(thing: Any) -> Any:
     if isinstance(thing, Program):
         return thing.fn
+    if isinstance(thing, Density):
+        return thing.log_prob
     if callable(thing) and hasattr(thing, "__qualname__"):
         return thing
     if isinstance(thing, eqx.Module):

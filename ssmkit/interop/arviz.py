@@ -86,9 +86,10 @@ def to_arviz(posterior: Posterior, *, num_draws: int = 1000, key: Key | int = 0)
         "fixed_parameters": fixed_group(posterior),
         "log_likelihood": likelihood_group(posterior, draws),
         "sample_stats": statistics_group(posterior, draws),
-        "observed_data": observed_group(posterior),
-        "constant_data": input_group(posterior),
     }
+    if posterior.data is not None:
+        groups["observed_data"] = observed_group(posterior)
+        groups["constant_data"] = input_group(posterior)
     attributes = _attributes(posterior)
     groups["posterior"] = groups["posterior"].assign_attrs(attributes)
     return _container({n: g for n, g in groups.items() if g is not None}, attributes)

@@ -52,6 +52,7 @@ def require_series(posterior: Any, what: str) -> None:
             got=type(posterior).__name__,
             expected="what sk.infer returns",
         )
+    posterior.require_series(f"plots.{what}")
     if posterior.is_batch:
         raise EngineError(
             f"plots.{what} draws one series, and this posterior holds a batch.",

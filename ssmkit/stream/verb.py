@@ -76,6 +76,7 @@ def stream(
         )
     options = (num_series, run_length, check_lag(engine, lag))
     if isinstance(target, Posterior):
+        target.require_series("stream")
         return Stream(*at_posterior(key, engine, target, *options))
     target = as_target(target)
     learns = hasattr(engine, "model_of")
