@@ -24,6 +24,28 @@ hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, data
 hypothesis.settings.load_profile("ci")
 
 
+# Files that prove a method, which is the same on every version; what versions may break is in the
+# contracts, and in the other files of the same engines.
+STUDIES = {
+    "test_annealed_importance",
+    "test_fab",
+    "test_online_amortised",
+    "test_online_averaging",
+    "test_online_exactness",
+    "test_online_network",
+    "test_online_recursive",
+    "test_online_window",
+    "test_recursive_likelihood",
+    "test_replay_buffer",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in STUDIES:
+            item.add_marker(pytest.mark.study)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_functions_end_with_their_file():
     """Each holds memory maps, of which Linux grants a process 65,530 and then kills it."""
