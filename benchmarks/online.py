@@ -16,6 +16,7 @@ ROWS = {
     "E": "online_linear:parameters",
     "F": "online_linear:constant_cost",
     "G": "online_latency:latency",
+    "H": "online_video:video",
 }
 HEADING = """# Online variational filtering
 

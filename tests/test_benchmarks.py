@@ -170,3 +170,25 @@ def test_rows_of_reports_name_what_is_there(report):
     for row in importlib.import_module(report).ROWS.values():
         module, function = row.split(":")
         assert callable(getattr(importlib.import_module(module), function)), row
+
+
+def test_the_video_is_scored_by_what_is_true():
+    import online_video
+    import video_film
+
+    random = np.random.default_rng(0)
+    film = video_film.shoot(random, 400)
+    found = online_video.whereabouts(video_film.render(film.places))
+    assert np.abs(found - film.places).max() <= 0.125 + 1e-9  # half a step of the grid
+    pixels, scale = video_film.SIDE**2, video_film.NOISE
+    entropy = pixels * (0.5 + np.log(scale) + 0.5 * np.log(2 * np.pi))
+    spread = np.sqrt(pixels / 2 / len(film.frames))
+    assert abs(film.log_densities.mean() + entropy) < 4 * spread
+    starts = np.array([100, 200])
+    truth = np.array([video_film.render(film.places[t + 1 : t + 21]) for t in starts])
+    run = online_video.Followed(film.log_densities, found, starts, truth, 0.0)
+    own, mean, last, best = online_video.rollout_errors(random, film, run)
+    assert own == 0 < best < min(mean, last)
+    assert online_video.parts(film, run) == [0.0] * 5
+    seen, hidden = online_video.place_errors(film, run)
+    assert max(seen, hidden) < 0.125 * np.sqrt(2)
