@@ -62,8 +62,9 @@ def roll(
         x, total = carry
         kernel, step, is_there, eps = row
         before = kernel.draw(x, eps)
-        total = total + jnp.where(is_there, add(step, kernel, before, x), 0.0)
-        return (jnp.where(is_there, before, x), total), x
+        # counts make wider floats than a model in single precision has
+        more = jnp.where(is_there, add(step, kernel, before, x), 0.0).astype(x.dtype)
+        return (jnp.where(is_there, before, x), total + more), x
 
     rows = (span.kernels, span.steps, span.there, noise)
     (end, total), states = jax.lax.scan(back, (x, jnp.zeros((), x.dtype)), rows, reverse=True)
