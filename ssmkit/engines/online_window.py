@@ -169,13 +169,13 @@ def _carry_on(
     reached = jnp.mean(level)
     gain = reached - window.above
     above = reached - jnp.where(is_full, centre, 0.0)
-    rest = jax.tree.map(lambda a: a[1:], (filters, span))
+    others, rest = jax.tree.map(lambda a: a[1:], (filters, span))
     carried = last._replace(
         filter=filter,
         kernel=kernel,
         value=where(is_full, fitted, last.value),
         elbo=compensated_add(last.elbo, gain),
-        window=Window(where(is_full, oldest, window.base), *rest, above),
+        window=Window(where(is_full, oldest, window.base), others, rest, above),
     )
     return Outcome(carried, entry(span.kernels, -1), gain, noise)
 

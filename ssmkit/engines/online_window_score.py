@@ -47,8 +47,8 @@ def learn_refitting(
         def total(params: Any) -> tuple[Scalar, tuple[Array, Array]]:
             here = dataclasses.replace(model, params=params).built()
             add = lambda step, _, before, x: log_terms(here, step, before, x)  # noqa: E731
-            value, *states = roll(span, add, filter.draw(noise[0]), noise[1:])
-            return value, tuple(states)
+            value, end, states = roll(span, add, filter.draw(noise[0]), noise[1:])
+            return value, (end, states)
 
         slope, (end, states) = jax.grad(total, has_aux=True)(model.params)
         return ravel_pytree(slope)[0] + past.value(end), states

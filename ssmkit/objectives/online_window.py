@@ -14,7 +14,7 @@ parameter learning.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def rolled_value(
         The value, and the states of the steps.
     """
 
-    def held(part: Filter | Kernel) -> Filter | Kernel:
+    def held(part: Any) -> Any:
         return jax.lax.stop_gradient(part) if path_gradient else part
 
     def add(step: Step, kernel: Kernel, before: Array, x: Array) -> Scalar:
