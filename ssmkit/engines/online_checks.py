@@ -13,12 +13,13 @@ from ssmkit.engines.options import check_counts
 from ssmkit.engines.smc_checks import require_density
 from ssmkit.engines.state_checks import require_real_states
 from ssmkit.errors import EngineError, OptionError
+from ssmkit.learned.recursive import RecursiveMonteCarlo
 from ssmkit.models.base import StateSpaceModel, abstract_law, input_at
 from ssmkit.models.distributions import moments
 from ssmkit.typing import Inputs
 
 PART_COUNTS = {"num_points": 2, "num_steps": 1, "batch_size": 1, "width": 1, "depth": 1}
-COUNTS = {"num_steps": 0, "num_samples": 1, "width": 1, "num_paths": 2}
+COUNTS = {"num_steps": 0, "num_samples": 1, "width": 1, "num_paths": 2, "window": 1}
 
 
 def check_options(engine: Any) -> None:
@@ -57,12 +58,35 @@ def check_options(engine: Any) -> None:
             got=repr(engine.amortised),
             expected="sk.learned.Amortised(), or None",
         )
+    if engine.window > 1:
+        _check_window(engine)
     if engine.filter == "full" and not getattr(engine.start, "serves_full", False):
         raise OptionError(
             f"sk.OnlineVariational: {engine.start!r} is for independent coordinates.",
             got='filter="full"',
             fix='filter="diagonal", or start=sk.learned.LinearisedStart()',
         )
+
+
+def _check_window(engine: Any) -> None:
+    parts = (engine.value, engine.score)
+    possible = {
+        "value and score": (
+            not any(isinstance(part, RecursiveMonteCarlo) for part in parts),
+            parts,
+        ),
+        "kernel": (engine.kernel != "independent", engine.kernel),
+        "amortised": (engine.amortised is None, engine.amortised),
+    }
+    expected = ("regressions, or None", '"linear" or "network"', "None")
+    for (name, (is_possible, got)), wanted in zip(possible.items(), expected, strict=True):
+        if not is_possible:
+            raise OptionError(
+                f"sk.OnlineVariational: {name} cannot be refitted over a window.",
+                got=f"{got!r}, window={engine.window}",
+                expected=wanted,
+                fix="window=1",
+            )
 
 
 def _check_part(part: Any) -> None:

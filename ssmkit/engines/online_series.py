@@ -12,6 +12,7 @@ from ssmkit.engines.online_learning import model_now
 from ssmkit.engines.online_paths import BackwardPaths
 from ssmkit.engines.online_points import by_time
 from ssmkit.engines.online_step import Carried, Outcome
+from ssmkit.engines.online_window import final_kernels
 from ssmkit.learned.backward import Filter, Kernel
 from ssmkit.models.base import StateSpaceModel, input_at
 from ssmkit.smc.proposals import own_law
@@ -28,6 +29,7 @@ class Told(NamedTuple):
         ahead: beliefs before the observations.
         params: those learned so far, and their means; None where nothing is learned.
         carried: all that went on, where it was asked for.
+        settled: kernels that left the window; None without one.
     """
 
     filter: Filter
@@ -35,6 +37,7 @@ class Told(NamedTuple):
     ahead: Belief
     params: PyTree
     carried: Carried | None
+    settled: Kernel | None
 
 
 def run_series(
@@ -50,7 +53,8 @@ def run_series(
         keep: ``"final"``, ``"all"``, or ``"each"``: all, and what is carried at each time.
 
     Returns:
-        What is carried at the end; what was told, and the kernels from ``t`` to ``t - 1``.
+        What is carried at the end; what was told, and the kernels from ``t`` to ``t - 1`` as they
+        were at ``t``.
     """
     ys, us, mask = jax.tree.map(jnp.asarray, series)
     at = steps_of(ys, us, mask)
@@ -59,7 +63,9 @@ def run_series(
         carried = done.carried
         learning = carried.learning
         params = None if learning is None else (learning.params, learning.average)
-        return Told(carried.filter, done.gain, ahead, params, carried if keep == "each" else None)
+        each = carried if keep == "each" else None
+        settled = None if carried.window is None else carried.kernel
+        return Told(carried.filter, done.gain, ahead, params, each, settled)
 
     def on(last: Carried, t: Array) -> tuple[Carried, Any]:
         done, ahead = engine.step(key, model, last, at(t))
@@ -87,6 +93,8 @@ def infer_series(
     if kept is None:
         return parts
     told, kernels = kept
+    if told.settled is not None:
+        kernels = final_kernels(told.settled, last.window)
     paths = BackwardPaths(told.filter, kernels, shape)
     # times are folded in as 0, 1, …; no time has the largest tag
     last_key = jax.random.fold_in(key, jnp.iinfo(jnp.uint32).max)

@@ -11,13 +11,16 @@ from ssmkit.beliefs import Belief, Particles
 from ssmkit.engines.online_amortised import Guided
 from ssmkit.engines.online_learning import begin, begin_score
 from ssmkit.engines.online_step import Carried, blank
+from ssmkit.engines.online_window import blank_step, empty_window
 from ssmkit.learned.backward import Filter, no_kernel, residual, still
 from ssmkit.learned.starts import nearest
 from ssmkit.linalg import cholesky_psd
-from ssmkit.models.base import StateSpaceModel
+from ssmkit.models.base import StateSpaceModel, input_at
+from ssmkit.smc.feynman_kac import Cloud
+from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import own_law
 from ssmkit.smc.recipes import Step
-from ssmkit.typing import Key, PyTree, Scalar
+from ssmkit.typing import Inputs, Key, PyTree, Scalar
 
 
 def first_parts(engine: Any, key: Key, model: StateSpaceModel, s: Step) -> tuple[Any, Any]:
@@ -45,7 +48,10 @@ def begin_at(
     bound = (log_evidence.astype(mean.dtype), jnp.zeros((), mean.dtype))
     moves, behind = still(filter, network), no_kernel(filter, network)
     hidden = model.network.nothing_read if isinstance(model, Guided) else None
-    return Carried(filter, behind, moves, value, bound, learning, hidden)
+    window = None
+    if engine.window > 1:
+        window = empty_window(engine.window, filter, network, blank_step(model, u))
+    return Carried(filter, behind, moves, value, bound, learning, hidden, window)
 
 
 def draws_ahead(
@@ -63,3 +69,12 @@ def draws_ahead(
         before = jax.vmap(last.filter.draw)(noise).reshape(count, *shape)
         states = jax.vmap(lambda x, k: own_law(model, x, s).sample(k))(before, moves)
     return Particles(states, jnp.zeros(count, dtype), shape)
+
+
+def draws_now(key: Key, model: StateSpaceModel, carry: Carried, count: int, us: Inputs) -> Cloud:
+    """Draws of the present state, as particles of equal weight."""
+    noise = jax.random.normal(key, (count, carry.filter.mean.shape[0]), carry.filter.mean.dtype)
+    shape = own_law(model, None, Step(0, None, input_at(us, 0), None)).event_shape
+    states = jax.vmap(carry.filter.draw)(noise).reshape(count, *shape)
+    zeros = jnp.zeros(count, states.dtype)
+    return Cloud(states, zeros, carry.elbo, first_lineage(count))

@@ -28,6 +28,8 @@ class Carried(NamedTuple):
         elbo: lower bound of the log evidence in nats, and the rounding error it owes.
         learning: parameters, and what learns them; None where nothing is learned.
         hidden: what an amortised network has read; None without one.
+        window: the last steps, whose kernels are refitted; None where they are not. With it
+            ``kernel`` is the one that left it, and ``value`` belongs to the time before it.
     """
 
     filter: Filter
@@ -37,6 +39,7 @@ class Carried(NamedTuple):
     elbo: tuple[Scalar, Scalar]
     learning: Any
     hidden: Any = None
+    window: Any = None
 
 
 class Outcome(NamedTuple):
@@ -46,7 +49,7 @@ class Outcome(NamedTuple):
         carried: what goes on.
         kernel: the backward kernel; None at the first step.
         gain: what the step added to the bound, in nats.
-        noise: of draws of the state, and of the state before, ``(N, 2, D)``.
+        noise: of draws of the state, and of the states before, ``(N, 2, D)``.
     """
 
     carried: Carried
@@ -97,7 +100,7 @@ def take(
         return -jnp.mean(jax.vmap(one)(noise))
 
     size = start[0].mean.shape[0]
-    moves = free(_descend(settings, optimise_key, loss, moves, size))
+    moves = free(descend(settings, optimise_key, loss, moves, (2, size)))
     family = jax.lax.stop_gradient(moved(start, moves))
     done = _carry_on(settings, fit_keys, terms, past, family, moves, last, begun)
     return done._replace(carried=done.carried._replace(hidden=hidden))
@@ -111,22 +114,23 @@ def _begin(settings: Any, model: StateSpaceModel, last: Carried | None, s: Step,
     return last.value.past(last.filter), settings.start.later(model, s, last.filter, last.moves)
 
 
-def _descend(
+def descend(
     settings: Any,
     key: Key,
-    loss: Callable[[Moves, Array], Scalar],
-    moves: Moves,
-    size: int,
-) -> Moves:
+    loss: Callable[[Any, Array], Scalar],
+    moves: Any,
+    shape: tuple[int, int],
+) -> Any:
+    """Gradient steps of moves, by draws whose noise has a shape."""
     if settings.num_steps == 0:
         return moves
     import optax
 
-    rule = settings.rule()
+    rule, dtype = settings.rule(), jax.tree.leaves(moves)[0].dtype
 
     def step(carry: Any, key: Key) -> tuple[Any, None]:
         moves, state = carry
-        noise = draw_noise(key, settings.num_samples, size, moves.shift.dtype, settings.antithetic)
+        noise = draw_noise(key, settings.num_samples, shape, dtype, settings.antithetic)
         slope = jax.grad(loss)(moves, noise)
         change, state = rule.update(slope, state, moves)
         return (optax.apply_updates(moves, change), state), None
@@ -135,11 +139,11 @@ def _descend(
     return jax.lax.scan(step, (moves, rule.init(moves)), keys)[0][0]
 
 
-def draw_noise(key: Key, count: int, size: int, dtype: Any, antithetic: bool) -> Array:
+def draw_noise(key: Key, count: int, shape: tuple[int, int], dtype: Any, antithetic: bool) -> Array:
     """Noise ``(count, 2, D)`` of states and the states before; in pairs of opposite sign."""
     if not antithetic:
-        return jax.random.normal(key, (count, 2, size), dtype)
-    half = jax.random.normal(key, ((count + 1) // 2, 2, size), dtype)
+        return jax.random.normal(key, (count, *shape), dtype)
+    half = jax.random.normal(key, ((count + 1) // 2, *shape), dtype)
     return jnp.concatenate([half, -half])[:count]
 
 
@@ -159,7 +163,7 @@ def _carry_on(
     dtype = filter.mean.dtype
     approximator = settings.carried_value
     count = approximator.num_points
-    noise = draw_noise(draw_key, count, filter.mean.shape[0], dtype, settings.antithetic)
+    noise = draw_noise(draw_key, count, (2, filter.mean.shape[0]), dtype, settings.antithetic)
     one = lambda e: targets(terms, past, family, filter.draw(e[0]), e[1])  # noqa: E731 - one line
     values = jax.vmap(one)(noise)
     gain = jnp.mean(values[:, -1])

@@ -27,19 +27,20 @@ from ssmkit.engines.online_learning import (
 )
 from ssmkit.engines.online_paths import BackwardPaths
 from ssmkit.engines.online_points import last_point
+from ssmkit.engines.online_published import PUBLISHED
 from ssmkit.engines.online_series import infer_series, run_series
-from ssmkit.engines.online_start import begin_at, draws_ahead, first_parts
+from ssmkit.engines.online_start import begin_at, draws_ahead, draws_now, first_parts
 from ssmkit.engines.online_step import Carried, Outcome, take
+from ssmkit.engines.online_window import entry, final_kernels, take_refitting, with_window
+from ssmkit.engines.online_window_score import learn_refitting
 from ssmkit.engines.options import RunOptions, short_repr
 from ssmkit.engines.states import check_finite, run_states
 from ssmkit.learned.regression import KernelRidge, Nothing, Polynomial
-from ssmkit.learned.starts import LinearisedStart, PredictedStart
+from ssmkit.learned.starts import LinearisedStart
 from ssmkit.models.base import StateSpaceModel, as_arrays, input_at
 from ssmkit.models.programs import Program
 from ssmkit.posterior import Data, Posterior
-from ssmkit.smc.feynman_kac import Cloud
 from ssmkit.smc.filter import forecast
-from ssmkit.smc.lineage import first_lineage
 from ssmkit.smc.proposals import own_law
 from ssmkit.smc.recipes import Step
 from ssmkit.smc.started import started
@@ -78,6 +79,9 @@ class OnlineVariational:
         ascent: how parameters of a program are learned; None holds them.
         width: units of the network.
         num_paths: paths that the reported bound is an average of, and draws of a prediction.
+        window: how many of the last kernels are fitted together with the filter. Value and score of
+            the past enter as many steps back, and the increment of the score is taken along the
+            same paths: less bias, more variance, and as many times the cost.
 
     Raises:
         OptionError: an impossible option.
@@ -113,6 +117,7 @@ class OnlineVariational:
     ascent: StochasticAscent | None = StochasticAscent()
     width: int = 32
     num_paths: int = 500
+    window: int = 1
 
     evidence_kind = "lower bound"
     has_gradient = False
@@ -134,21 +139,7 @@ class OnlineVariational:
             >>> sk.OnlineVariational.as_published(num_steps=100).num_samples
             10
         """
-        settings: dict[str, Any] = {
-            "filter": "diagonal",
-            "kernel": "network",
-            "value": KernelRidge(num_points=100, ridge=0.1, degree=0, held_out=0.0),
-            "start": PredictedStart(),
-            "num_steps": 500,
-            "num_samples": 10,
-            "learning_rate": 1e-2,
-            "final_rate": 1.0,
-            "damping": 1e-8,
-            "path_gradient": False,
-            "antithetic": False,
-            "width": 100,
-        }
-        return cls(**settings | changes)
+        return cls(**PUBLISHED | changes)
 
     @property
     def carried_value(self) -> Any:
@@ -216,11 +207,19 @@ class OnlineVariational:
             plain = model.built()
         elif self.amortised is not None:
             settings, hidden, plain = require_network(self, model).settings(self, last, s)
+        learns = isinstance(model, Adaptive)
+        if last is not None and self.window > 1:
+            done, span = take_refitting(self, step_key, plain, last, s)
+            if learns:
+                done = learn_refitting(self, score_key, model, last, done, span)
+            return done, draws_ahead(self, ahead_key, plain, last, s)
         begun = first_parts(self, begin_key, model, s) if last is None else None
         done = take(settings, step_key, plain, last, s, begun, hidden)
-        if isinstance(model, Adaptive):
+        if learns:
             past = None if last is None else (last.filter, last.learning)
             done = learn(self, score_key, model, past, s, done)
+        if self.window > 1:
+            done = with_window(self.window, done, s)
         return done, draws_ahead(self, ahead_key, plain, last, s)
 
     def log_evidence(
@@ -279,7 +278,7 @@ class OnlineVariational:
         """Whether a stream by this engine goes on from what another engine carries."""
         if not isinstance(other, OnlineVariational):
             return False
-        same = ("filter", "kernel", "width", "value", "score", "ascent", "amortised")
+        same = ("filter", "kernel", "width", "value", "score", "ascent", "amortised", "window")
         return all(getattr(self, name) == getattr(other, name) for name in same)
 
     def begin(
@@ -297,7 +296,10 @@ class OnlineVariational:
     ) -> Belief:
         """Beliefs about the last states of a stream, by the kernels between them."""
         shape = own_law(model, None, Step(0, None, input_at(us, 0), None)).event_shape
-        kernels = jax.tree.map(lambda a: a[1:], carries.kernel)
+        if self.window > 1:
+            kernels = final_kernels(carries.kernel, entry(carries.window, -1))
+        else:
+            kernels = jax.tree.map(lambda a: a[1:], carries.kernel)
         return BackwardPaths(carries.filter, kernels, shape).marginals(key, self.num_paths)
 
     def forecast(
@@ -306,12 +308,7 @@ class OnlineVariational:
         """Draws of the next states and observations: draws of the filter move on and emit."""
         model = model_now(model, carry)
         draw_key, key = jax.random.split(key)
-        size = carry.filter.mean.shape[0]
-        noise = jax.random.normal(draw_key, (self.num_paths, size), carry.filter.mean.dtype)
-        shape = own_law(model, None, Step(0, None, input_at(us, 0), None)).event_shape
-        states = jax.vmap(carry.filter.draw)(noise).reshape(self.num_paths, *shape)
-        zeros = jnp.zeros(self.num_paths, states.dtype)
-        cloud = Cloud(states, zeros, carry.elbo, first_lineage(self.num_paths))
+        cloud = draws_now(draw_key, model, carry, self.num_paths, us)
         return forecast(key, model, cloud, start + jnp.arange(num_steps), us)
 
 

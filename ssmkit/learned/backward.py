@@ -1,7 +1,7 @@
 r"""Filters and backward kernels of online variational inference.
 
 The family is \(q_t(x_t) \prod_{k \le t} q_k(x_{k-1} \mid x_k)\): a Gaussian filter, and kernels
-that look one step back. A kernel never depends on later data, so that it is fitted once.
+that look one step back. The best kernel does not depend on later data: it may be fitted once.
 """
 
 from __future__ import annotations

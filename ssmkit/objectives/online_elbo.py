@@ -113,12 +113,12 @@ def value_of(
         return reward(terms, past, scored, (None, x))
 
     def behind(before: Array, carried: Array) -> Scalar:
-        return reward(terms, past, scored, (before, x)) + _with_slope(carried, before)
+        return reward(terms, past, scored, (before, x)) + with_slope(carried, before)
 
     return past.average(behind, family[1], x, noise)
 
 
-def _with_slope(carried: Float[Array, " k"], before: Float[Array, " D"]) -> Scalar:
+def with_slope(carried: Float[Array, " k"], before: Float[Array, " D"]) -> Scalar:
     """The carried value, whose slope in the state is the carried slope, where there is one."""
     carried = jax.lax.stop_gradient(carried)
     if carried.shape[0] == 1:
