@@ -12,7 +12,7 @@ import numpy as np
 
 from ssmkit import keys
 from ssmkit.beliefs import Belief, Categorical, Labels, mix
-from ssmkit.errors import DataError, EngineError, OptionError, ShapeError
+from ssmkit.errors import DataError, EngineError, NotComputed, OptionError, ShapeError
 from ssmkit.posterior import Posterior
 from ssmkit.typing import Inputs, Key
 from ssmkit.validation import refuse_tracers
@@ -108,6 +108,11 @@ def _forecast(
 
 def _check(posterior: Posterior, num_steps: int, us: Inputs) -> Inputs:
     posterior.require_series("forecast")
+    if posterior.state_engine is None:
+        raise NotComputed(
+            f"{posterior.engine!r} has no filter to go on with.",
+            fix="sk.FAB(evidence=...), or infer with a state engine at one of the draws",
+        )
     if posterior.is_batch:
         raise EngineError("this posterior is of a batch.", fix="sk.forecast(key, posterior[0], …)")
     if num_steps < 1:

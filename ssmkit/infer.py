@@ -182,14 +182,21 @@ def _fixed_model(engine: Any, target: Any) -> Any:
 def _check_start(engine: Any, target: Any, data: Any, *, batched: bool) -> None:
     """Dry run of the model that a program builds at its start values."""
     evidence = getattr(engine, "evidence", engine)
+    if evidence is None:  # parameters and states jointly
+        dry_run(_at_start(target) if isinstance(target, Program) else target, data, batched=batched)
+        return
     if not isinstance(target, Program) and evidence is engine:
         check_model(engine, target, data, batched=batched)
         return
     usable = hasattr(evidence, "check") and not isinstance(evidence, type)
     if not isinstance(target, Program) or not usable:
         return  # the engine itself says what is wrong
-    values = {name: site.value for name, site in free_sites(target).items()}
-    check_model(evidence, build(target, values), data, batched=batched)
+    check_model(evidence, _at_start(target), data, batched=batched)
+
+
+def _at_start(target: Program) -> Any:
+    """The model at the values that a program begins with."""
+    return build(target, {name: site.value for name, site in free_sites(target).items()})
 
 
 def check_model(engine: Any, model: Any, data: Any, *, batched: bool) -> None:

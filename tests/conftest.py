@@ -29,6 +29,7 @@ hypothesis.settings.load_profile("ci")
 STUDIES = {
     "test_annealed_importance",
     "test_fab",
+    "test_fab_joint",
     "test_online_amortised",
     "test_online_averaging",
     "test_online_exactness",

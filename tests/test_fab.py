@@ -132,6 +132,30 @@ def test_chunks_do_not_change_the_numbers_and_one_compilation_serves_all():
         np.testing.assert_array_equal(a, b)
 
 
+def test_rows_follow_the_flow_as_it_moves():
+    """At the second power a row's log weight and log density add up to what they began with."""
+    engine = dataclasses.replace(
+        SMALL, num_temperatures=0, buffer=sk.learned.ReplayBuffer(capacity=8, begin=2)
+    )
+    target = engine.target_of(jax.random.key(0), WELL, None, None)
+    task = Task(engine, target, jax.random.key(1))
+    flow = FLOW.build(jax.random.key(2), 2, target.dtype)
+    learner, _ = take_iterations(task, begin(task, flow), jnp.asarray(1))
+    before = learner.rows
+    learner, _ = take_iterations(task, learner, jnp.asarray(6))
+    after = learner.rows
+    kept = slice(0, engine.batch_size)  # nothing has come over the first batch yet
+    moved = np.abs(after.log_q[kept] - before.log_q[kept])
+    assert np.sum(moved > 1e-3) > engine.batch_size // 2
+    total = [rows.log_weights[kept] + rows.log_q[kept] for rows in (before, after)]
+    np.testing.assert_allclose(*total, rtol=1e-6)
+    # what was written back is near what the flow says now: it has moved little since
+    now = jax.vmap(learner.flow.log_prob)(after.x[kept])
+    assert np.mean(np.abs(now - after.log_q[kept])) < 0.3 * np.mean(
+        np.abs(now - before.log_q[kept])
+    )
+
+
 def test_going_on_from_a_flow_and_files(wells, tmp_path):
     engine = dataclasses.replace(SMALL, num_iterations=1, num_check=0)
     with warnings.catch_warnings():
@@ -331,7 +355,6 @@ def wrong_size(x):
         (sk.Kalman(), WELL, None, errors.EngineError, "plain density"),
         (KALMAN, WELL, None, errors.EngineError, "no series"),
         (KALMAN, symmetric, None, errors.DataError, "no observations"),
-        (sk.FAB(), symmetric, np.zeros((3, 1)), errors.EngineError, "needs an evidence"),
         (KALMAN, NOTHING, np.zeros(3), errors.EngineError, "nothing to learn"),
         (KALMAN, vague, np.zeros(3), errors.ParameterError, "improper"),
         (KALMAN, counted, np.zeros(3), errors.ParameterError, "discrete"),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from ssmkit import keys
 from ssmkit.engines.fab_checks import check_learned, check_options, check_target
+from ssmkit.engines.fab_joint import joint_target
 from ssmkit.engines.fab_posterior import evaluate, posterior_of
 from ssmkit.engines.fab_run import train
 from ssmkit.engines.fab_target import DensityTarget, ProgramTarget
@@ -37,7 +38,9 @@ class FAB:
     trusted.
 
     Args:
-        evidence: the state engine that scores parameters; None for a `Density`.
+        evidence: the state engine that scores parameters. None for a `Density`, and for parameters
+            and states jointly: then the flow is one of the parameters, with Gaussian noise of the
+            path given them (`learned.PathFlow`).
         flow: what builds the flow: `learned.CouplingFlow`, or anything with
             ``build(key, dim, dtype)``.
         num_iterations: batches that are annealed.
@@ -128,27 +131,28 @@ class FAB:
     def fit(self, key: Key, target: Any, data: Data | None, options: RunOptions) -> Posterior:
         """Learn, draw and judge; called by `infer`."""
         check_options(self)
-        sites = check_target(self, target, data)
+        check_target(self, target, options)
         found = self.target_of(key, target, data, options)
-        flow_key = keys.purpose(key, "restarts")
-        fresh = self.flow.build(flow_key, found.dim, found.dtype)
+        builder = found.builder(self.flow)
+        fresh = builder.build(keys.purpose(key, "restarts"), found.dim, found.dtype)
         task = Task(self, found, keys.purpose(key, "learning"))
         if options.learned is not None:
             check_learned(self, options.learned, fresh)
         learner = begin(task, fresh if options.learned is None else options.learned)
         learner, report = train(task, learner, options)
         judged = evaluate(task, learner, fresh, keys.purpose(key, "draws"))
-        return posterior_of(self, key, (target, sites, data), (learner, report, judged), options)
+        return posterior_of(self, key, (target, found, data), (learner, report, judged), options)
 
     def target_of(self, key: Key, target: Any, data: Data | None, options: RunOptions) -> Any:
         """What the flow is to learn."""
         if isinstance(target, Density) or data is None:
             return DensityTarget(target, jnp.result_type(float))
+        prior_key, plain = keys.purpose(key, "simulation"), without_labels(data)
+        if self.evidence is None:
+            return joint_target(self, prior_key, target, plain)
+        zeros, frame = frame_of(target, prior_key, whiten=self.whiten)
         time_key = keys.purpose(key, "time")
-        objective = Objective(
-            self.evidence, target, without_labels(data), time_key, options.batched
-        )
-        zeros, frame = frame_of(target, keys.purpose(key, "simulation"), whiten=self.whiten)
+        objective = Objective(self.evidence, target, plain, time_key, options.batched)
         return ProgramTarget(objective, frame, zeros, self.bound)
 
     def rule(self) -> Any:

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit.engines.objective import refuse_params, require_evidence, require_sites
-from ssmkit.engines.options import check_counts
+from ssmkit.engines.options import RunOptions, check_counts
 from ssmkit.engines.pseudo_marginal import refuse_discrete
 from ssmkit.errors import EngineError, OptionError
 from ssmkit.learned.replay_buffer import ReplayBuffer
 from ssmkit.models.density import Density
-from ssmkit.models.programs import Program, Site, free_sites
+from ssmkit.models.programs import Program, free_sites
 from ssmkit.models.whitening import refuse_improper
-from ssmkit.posterior import Data
 
 LEAST = {
     "num_iterations": 1,
@@ -59,8 +58,8 @@ def _refuse(name: str, value: Any, expected: str) -> None:
     raise OptionError(f"sk.FAB: {name} cannot be used.", got=repr(value), expected=expected)
 
 
-def check_target(engine: Any, target: Any, data: Data | None) -> dict[str, Site]:
-    """Refuse targets that no flow can learn; the sites of a program.
+def check_target(engine: Any, target: Any, options: RunOptions) -> None:
+    """Refuse targets that no flow can learn.
 
     Raises:
         EngineError: an evidence that is missing, superfluous or without a slope, or no sites.
@@ -75,21 +74,20 @@ def check_target(engine: Any, target: Any, data: Data | None) -> dict[str, Site]
                 expected="sk.FAB() for a Density",
             )
         target.check()
-        return {}
-    if engine.evidence is None:
+        return
+    if engine.evidence is None and options.batched:
         raise EngineError(
-            "sk.FAB needs an evidence to score the parameters of a program.",
-            got="evidence=None",
-            expected="a state engine, such as sk.Kalman()",
-            fix="sk.FAB(evidence=sk.Kalman())",
+            "sk.FAB() learns parameters and states of one series jointly.",
+            got="several series",
+            fix="sk.FAB(evidence=...) for parameters that the series share",
         )
     sites = free_sites(target) if isinstance(target, Program) else {}
-    require_sites(engine, target, sites)
-    require_evidence(engine, gradient=not engine.walks)
+    if engine.evidence is not None:
+        require_sites(engine, target, sites)
+        require_evidence(engine, gradient=not engine.walks)
     refuse_params(engine, sites)
     refuse_discrete(engine, sites)
     refuse_improper(sites, "sk.FAB")
-    return sites
 
 
 def check_learned(engine: Any, learned: Any, like: Any) -> None:

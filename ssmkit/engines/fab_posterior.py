@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from ssmkit import keys
+from ssmkit.engines.fab_joint import joint_parts
 from ssmkit.engines.fab_target import Defended
 from ssmkit.engines.fab_training import Learner, Task, anneal_from, step_sizes
 from ssmkit.engines.options import RunOptions
-from ssmkit.engines.states import run_states
+from ssmkit.engines.states import label, run_states
 from ssmkit.errors import LearningWarning
 from ssmkit.measures import effective_sample_size, pareto_k
-from ssmkit.models.density import Density
 from ssmkit.models.programs import build_many
 from ssmkit.posterior import Draws, Posterior
 from ssmkit.smc.kernels import hamiltonian, random_walk
@@ -217,8 +217,16 @@ def posterior_of(
     found: tuple[Learner, dict[str, Any], Judged],
     options: RunOptions,
 ) -> Posterior:
-    """Weighted draws, evidence, states by the evidence's own smoother, and warnings."""
-    (target, _, data), (learner, report, judged) = of, found
+    """Weighted draws, evidence, states, and warnings.
+
+    Args:
+        engine: the options.
+        key: random key.
+        of: what the user gave, the target that was made of it, and the series.
+        found: what was learned, how that went, and the draws.
+        options: of the run.
+    """
+    (given, target, data), (learner, report, judged) = of, found
     report = report | judged.report
     report["severe"] = severe(report)
     report["warnings"] = (*report["severe"], *findings(report))
@@ -226,25 +234,34 @@ def posterior_of(
         warnings.warn(text, LearningWarning, stacklevel=2)
     log_weights = judged.weighted.log_weights
     draws = Draws(jax.tree.map(lambda a: a[None], judged.values), log_weights[None])
+    if data is None:
+        parts: dict[str, Any] = {"state_log_weights": jnp.zeros(1)}
+        model = None
+    elif engine.evidence is None:
+        parts = joint_parts(target, judged.weighted.u, log_weights)
+        model = build_many(given, draws.flat()) if draws.values else target.target
+        parts = label(parts, engine, model, data)
+    else:
+        model, parts = _states(engine, key, (given, data), draws, options)
     value, error = evidence_of(log_weights)
-    parts: dict[str, Any] = {"state_log_weights": jnp.zeros(1)}
-    model: Any = None
-    kind = "unbiased"
-    if not isinstance(target, Density):
-        weights = jax.nn.softmax(log_weights)
-        index = pick(keys.purpose(key, "states"), weights, engine.num_state_draws)
-        model = build_many(target, jax.tree.map(lambda a: a[index], draws.flat()))
-        count = jnp.zeros(index.shape[0])
-        parts = run_states(engine.evidence, keys.purpose(key, "time"), model, data, options, count)
-        parts["log_evidence_per_draw"] = parts.pop("log_evidence")
-        parts["state_index"] = index
-        is_exact = engine.evidence.evidence_kind in ("exact", "unbiased")
-        kind = "unbiased" if is_exact else "approximate"
-    parts |= {
-        "params": draws,
-        "log_evidence": value,
-        "log_evidence_se": error,
-        "diagnostics": report,
-        "learned": learner.flow,
-    }
-    return Posterior(engine, target, data, model, parts, engine.evidence, kind, "data")
+    parts |= {"log_evidence": value, "log_evidence_se": error, "learned": learner.flow}
+    parts |= {"params": draws} if draws.values else {}
+    parts["diagnostics"] = report
+    is_approximate = getattr(engine.evidence, "evidence_kind", "exact") == "approximate"
+    kind = "approximate" if is_approximate else "unbiased"
+    what = "data" if draws.values else "data given parameters"
+    return Posterior(engine, given, data, model, parts, engine.evidence, kind, what)
+
+
+def _states(
+    engine: Any, key: Key, of: tuple[Any, Any], draws: Draws, options: RunOptions
+) -> tuple[Any, dict[str, Any]]:
+    """States by the evidence's own smoother, at draws that are picked by weight."""
+    given, data = of
+    shares = jax.nn.softmax(draws.log_weights[0])
+    index = pick(keys.purpose(key, "states"), shares, engine.num_state_draws)
+    model = build_many(given, jax.tree.map(lambda a: a[index], draws.flat()))
+    alike, time_key = jnp.zeros(index.shape[0]), keys.purpose(key, "time")
+    parts = run_states(engine.evidence, time_key, model, data, options, alike)
+    parts["log_evidence_per_draw"] = parts.pop("log_evidence")
+    return model, parts | {"state_index": index}

@@ -34,6 +34,10 @@ class DensityTarget(eqx.Module):
         """Number of coordinates."""
         return self.density.dim
 
+    def builder(self, flow: Any) -> Any:
+        """What builds the flow."""
+        return flow
+
     def log_prob(self, u: Float[Array, " d"]) -> Scalar:
         """Log density in nats."""
         return jnp.asarray(self.density(u), self.dtype)
@@ -73,6 +77,10 @@ class ProgramTarget(eqx.Module):
     def dtype(self) -> Any:
         """Type of the coordinates."""
         return jnp.result_type(*self.zeros.values())
+
+    def builder(self, flow: Any) -> Any:
+        """What builds the flow."""
+        return flow
 
     def _settled(self, u: Float[Array, " d"]) -> Settled:
         return settle(self.objective.target, self.frame, ravel_pytree(self.zeros)[1](u))
