@@ -28,8 +28,10 @@ hypothesis.settings.load_profile("ci")
 # contracts, and in the other files of the same engines.
 STUDIES = {
     "test_annealed_importance",
+    "test_ensemble_kalman",
     "test_fab",
     "test_fab_joint",
+    "test_guided_smc",
     "test_online_amortised",
     "test_online_averaging",
     "test_online_exactness",
@@ -38,6 +40,7 @@ STUDIES = {
     "test_online_window",
     "test_recursive_likelihood",
     "test_replay_buffer",
+    "test_whitening",
 }
 
 
